@@ -1,0 +1,82 @@
+"""Dense DPO on preference pairs.
+
+    --config=ddpo.py          the paper: Muffin 13B, section 4.1
+    --config=ddpo.py:mini     the same code on a model that trains on two CPU cores, from random weights
+
+Any key can be overridden, as in --config.optim.lr=1e-6.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from rlhfv_jax.models import vlm
+
+
+def get_config(preset: str = "rlhfv_paper") -> ml_collections.ConfigDict:
+    presets = {"rlhfv_paper": rlhfv_paper, "mini": mini}
+    if preset not in presets:
+        raise ValueError(f"ddpo.py has no preset {preset!r}; choose one of {', '.join(presets)}.")
+    return presets[preset]()
+
+
+def rlhfv_paper() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.task = "ddpo"  # or "sft": supervised fine-tuning on the chosen answers, for a base or a baseline
+    c.init_from = ""  # a checkpoint (the policy starts there, and it is the reference), or "random"
+    c.model = dataclasses.asdict(vlm.muffin_13b(vocab_size=0, image_token=0))  # these two follow the tokenizer
+    c.tokenizer = ""  # a sentencepiece .model file; empty: the one stored with init_from
+    c.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
+    c.remat = "named"  # activations kept for the backward pass: none (all), named, full (recompute)
+    c.seed = 42  # the released script's
+
+    c.data = ml_collections.ConfigDict()
+    c.data.path = ""  # .parquet (published schema) or .jsonl
+    c.data.eval_path = ""  # pairs to evaluate on, optional
+    c.data.spans = "auto"  # corrected tokens: the annotator's segments where there are any; "diff": never
+    c.data.template = "muffin"
+    c.data.max_length = 2048  # the released script's
+    c.data.too_long = "error"  # or "drop": leave such pairs out, counted in the manifest
+
+    c.ddpo = ml_collections.ConfigDict()
+    c.ddpo.gamma = 5.0  # weight of corrected tokens, section 4.1
+    c.ddpo.beta = 0.5  # section 4.1
+    c.ddpo.average = True  # divide a response's score by the sum of its weights, equation 5
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.lr = 5e-7  # section 4.1
+    c.optim.epochs = 7.0  # section 4.1
+    c.optim.steps = 0  # instead of epochs
+    c.optim.batch_size = 32  # section 4.1
+    c.optim.warmup = 0.03  # share of the steps; from here on as the released script, the paper is silent
+    c.optim.weight_decay = 0.0
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.999
+    c.optim.eps = 1e-8
+    c.optim.clip = 1.0  # global gradient norm
+    c.optim.trainable = "frozen_A"  # full, frozen_A (BEiT-3's image branch fixed), frozen (tower fixed), lm_only
+
+    c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all devices that are left
+
+    c.log_every = 10  # steps between host syncs; every step gets its line in metrics.jsonl
+    c.save_every = 100
+    c.eval_every = 0  # 0: only at the end
+    c.keep = 2  # checkpoints
+    return c
+
+
+def mini() -> ml_collections.ConfigDict:
+    c = rlhfv_paper()
+    c.init_from = "random"
+    c.model = dataclasses.asdict(vlm.muffin_mini(vocab_size=0, image_token=0))
+    c.dtype = "float32"
+    c.remat = "none"
+    c.data.max_length = 512
+    c.optim.lr = 1e-3  # random weights, so nothing is there to preserve
+    c.optim.epochs = 0.0
+    c.optim.steps = 100
+    c.optim.batch_size = 16
+    c.optim.trainable = "full"
+    c.log_every = 1
+    c.save_every = 20
+    return c

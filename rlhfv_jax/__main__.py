@@ -1,0 +1,28 @@
+"""`rlhfv PROGRAM ...` and `python -m rlhfv_jax PROGRAM ...`: the same as `python -m rlhfv_jax.PROGRAM ...`."""
+
+import difflib
+import importlib
+import sys
+
+PROGRAMS = {"train": "train with DDPO or supervised fine-tuning"}
+
+
+def main() -> None:
+    """Runs the program named by the first argument."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+        print("usage: rlhfv PROGRAM [--help] [--flag=value ...]\n")
+        for name, summary in PROGRAMS.items():
+            print(f"  {name:<12}{summary}")
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    name = sys.argv[1]
+    if name not in PROGRAMS:
+        near = difflib.get_close_matches(name, PROGRAMS, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        print(f"error: There is no program {name!r}; choose one of {', '.join(PROGRAMS)}.{hint}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"rlhfv {name}", *sys.argv[2:]]
+    importlib.import_module(f"rlhfv_jax.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Orbax checkpoints: parameters, optimizer state and a JSON record as separate items, restored strictly.
+
+A run's `checkpoints/<step>/` holds `params`, `opt_state` and `meta` (model sizes, tokenizer digest, seed, ...). Nothing
+here is silently partial: an entry that is missing, extra or of another shape or dtype is an error naming it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from rlhfv_jax import sharding, trees
+from rlhfv_jax.errors import UserError
+from rlhfv_jax.structs import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background; use as a context manager, which waits for the last."""
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder = Path(folder).absolute()
+        self._manager = _manager(self.folder, ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest complete step, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Starts writing the state under its own step."""
+        items = {
+            "params": ocp.args.StandardSave(state.params),
+            "opt_state": ocp.args.StandardSave(state.opt_state),
+            "meta": ocp.args.JsonSave(meta),
+        }
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+
+def find(path: str | Path) -> Path:
+    """The step directory meant by a run's directory, its `checkpoints` directory, or a step directory itself."""
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise UserError(f"There is no checkpoint at {path}: the directory does not exist.")
+    if path.name.isdecimal() and (path / "params").is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal() and (p / "params").is_dir()]
+    if not steps:
+        raise UserError(f"There is no checkpoint at {path}: expected checkpoints/<step>/params below it.")
+    return folder / str(max(steps))
+
+
+def exists(path: str | Path) -> bool:
+    """Whether `find(path)` would find a checkpoint."""
+    try:
+        find(path)
+    except UserError:
+        return False
+    return True
+
+
+def restore(path: str | Path, abstract: TrainState, mesh: Mesh) -> TrainState:
+    """The whole state of the checkpoint that `find(path)` names, on the mesh; `abstract` gives its structure."""
+    folder = find(path)
+    items = _restore(folder, {"params": abstract.params, "opt_state": abstract.opt_state}, mesh)
+    step = jax.device_put(jnp.int32(int(folder.name)), sharding.shardings(abstract.step, mesh))
+    return TrainState(step, items["params"], items["opt_state"])
+
+
+def restore_params(path: str | Path, abstract: Any, mesh: Mesh) -> Any:
+    """Only the parameters of the checkpoint that `find(path)` names, laid out on the mesh."""
+    return _restore(find(path), {"params": abstract}, mesh)["params"]
+
+
+def read_meta(path: str | Path) -> dict[str, Any]:
+    """The JSON record of the checkpoint that `find(path)` names."""
+    folder = find(path)
+    with _reader(folder) as manager:
+        return manager.restore(int(folder.name), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "opt_state": ocp.StandardCheckpointHandler(),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder, options=options, item_names=tuple(handlers), item_handlers=handlers)
+
+
+def _reader(folder: Path) -> ocp.CheckpointManager:
+    return _manager(folder.parent, ocp.CheckpointManagerOptions(read_only=True))
+
+
+def _restore(folder: Path, abstract: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Restores the named items; every entry must exist with its shape and dtype, and nothing else may be there."""
+    step = int(folder.name)
+    where = {name: sharding.shardings(tree, mesh) for name, tree in abstract.items()}
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    with _reader(folder) as manager:
+        try:
+            stored = manager.item_metadata(step)
+            found = {name: stored[name].tree for name in target}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"The checkpoint {folder} is damaged or incomplete ({error}).") from error
+        if lines := trees.diff(target, found):
+            more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
+            raise UserError(f"The checkpoint {folder} does not fit this run: {'; '.join(lines[:5])}{more}.")
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
+        restored = dict(manager.restore(step, args=ocp.args.Composite(**args)).items())
+    absent = [path for path, leaf in trees.paths(restored) if not isinstance(leaf, jax.Array)]
+    if absent:
+        raise UserError(f"The checkpoint {folder} did not restore {absent[0]}.")
+    return restored

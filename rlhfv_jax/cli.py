@@ -1,0 +1,160 @@
+"""What all programs share: finding a config file by bare name, and turning every failure into one sentence.
+
+Exit status: 0 on success, 1 for what a `UserError` explains, 2 for a command line that cannot be read.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rlhfv_jax import __version__
+from rlhfv_jax.errors import UserError
+
+flags.DEFINE_bool("version", False, "Print the version and exit.")
+
+
+def config_folder() -> Path:
+    """The shipped configs: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag --config=FILE[:PRESET] with overrides --config.key=value."""
+    return config_flags.DEFINE_config_file(
+        "config", help_string="A config file, by path or by the bare name of a shipped one, with an optional :preset."
+    )
+
+
+def get_config(holder: flags.FlagHolder) -> dict[str, Any]:
+    """The loaded configuration with its overrides as plain nested values."""
+    if holder.value is None:
+        raise UserError(f"No --config was given. {_example()} Shipped configs: {', '.join(_shipped())}.")
+    return holder.value.to_dict()
+
+
+def _example() -> str:
+    return "Try --config=ddpo.py (the paper) or --config=ddpo.py:mini (a small model)."
+
+
+def _shipped() -> list[str]:
+    return sorted(path.name for path in config_folder().glob("*.py"))
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Runs a program: parses sys.argv, calls `main()`, exits. `usage` is shown by --help, before the flags."""
+    sys.modules["__main__"].__doc__ = usage  # what absl prints for --help
+    app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _guarded(main: Callable[[], None]) -> None:
+    logging.set_verbosity(logging.ERROR)  # Orbax and grain warn about their own defaults
+    if flags.FLAGS.version:
+        print(__version__)
+        return
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("Interrupted; start again with the same --workdir to continue from the last checkpoint.", 130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _fail(f"{error.strerror}: {error.filename}.", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    # config_flags reads overrides from sys.argv itself, so the resolved name has to stand there too.
+    sys.argv = [argv[0], *resolve(argv[1:])]
+    try:
+        rest = flags.FLAGS(sys.argv)
+    except flags.Error as error:
+        _fail(_explain(str(error)), 2)
+    except (AttributeError, KeyError) as error:
+        _fail(_unknown_key(sys.argv[1:], error), 2)
+    except (OSError, ValueError, TypeError) as error:
+        _fail(str(error).splitlines()[0], 2)
+    if len(rest) > 1:
+        _fail(f"Unexpected argument {rest[1]!r}; options are written as --name=value.", 2)
+    return rest
+
+
+def resolve(arguments: Sequence[str]) -> list[str]:
+    """Replaces a bare config name by the shipped file's path, the preset kept; raises nothing, exits on a miss.
+
+    >>> resolve(["--config=ddpo.py:mini"])
+    ['--config=/.../configs/ddpo.py:mini']
+    """
+    resolved = list(arguments)
+    for i, argument in enumerate(resolved):
+        if argument in ("--config", "-config") and i + 1 < len(resolved):
+            resolved[i + 1] = _find_config(resolved[i + 1])
+        elif argument.startswith(("--config=", "-config=")):
+            flag, _, value = argument.partition("=")
+            resolved[i] = f"{flag}={_find_config(value)}"
+    return resolved
+
+
+def _find_config(value: str) -> str:
+    name, colon, preset = value.partition(":")
+    if not Path(name).is_file():
+        shipped = config_folder() / name
+        if not shipped.is_file():
+            near = difflib.get_close_matches(name, _shipped(), n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            _fail(f"There is no config file {name!r}, neither here nor among {', '.join(_shipped())}.{hint}", 2)
+        name = str(shipped)
+    return f"{name}{colon}{preset}"
+
+
+def _explain(message: str) -> str:
+    """absl's own message, with a way out where an override came without a config."""
+    if "Unknown command line flag 'config." in message:
+        return f"An override needs a --config to override. {_example()}"
+    return message.splitlines()[0]
+
+
+def _unknown_key(arguments: Sequence[str], error: Exception) -> str:
+    """Names the first override whose key the config does not have, and the nearest key that it does have."""
+    config = _load(arguments)
+    for argument in arguments:
+        key = argument.lstrip("-").split("=")[0]
+        if config is None or not key.startswith("config."):
+            continue
+        known = _keys(config)
+        if key[len("config.") :] not in known:
+            near = difflib.get_close_matches(key[len("config.") :], known, n=1, cutoff=0.5)
+            hint = f" Did you mean config.{near[0]}?" if near else ""
+            return f"{key} is not a known setting.{hint}"
+    return str(error).strip("'\"").splitlines()[0]
+
+
+def _load(arguments: Sequence[str]) -> ml_collections.ConfigDict | None:
+    """The config without its overrides, for naming its keys."""
+    plain = [a for a in arguments if a.startswith(("--config=", "-config="))]
+    holder = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=holder)
+    holder(["program", *plain])
+    return holder["config"].value
+
+
+def _keys(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for name, value in config.items():
+        names.append(prefix + name)
+        if hasattr(value, "items"):
+            names += _keys(value, f"{prefix}{name}.")
+    return names

@@ -1,0 +1,1 @@
+"""Preference data, from files to padded NumPy batches. Nothing here imports jax."""

@@ -1,0 +1,1 @@
+"""Pure-functional Flax models: LLaMA, BEiT-3 and their composition."""

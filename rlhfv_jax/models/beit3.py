@@ -1,0 +1,185 @@
+"""BEiT-3 as Muffin uses it: a multiway encoder whose learned queries read an image.
+
+Two branches share one attention: A carries the class token and the patches, B the queries. Every linear map and every
+norm has a copy for each branch; attention is over both together, fully bidirectional (image tokens see the queries).
+Sub-LayerNorm: besides the usual pre-norms, one norm before the attention's output map and one before the second
+feed-forward map. As torchscale's encoder with `multiway` and `subln`; GELU is exact, epsilon 1e-5.
+
+Parameters (E for the tower's width D, L axis first in layers, {A,B} the branches):
+    patch/{kernel [p*p*3, D], bias [D]}    class_token [D]    query [Q, D]    positions/{A [P+3, D], B [1024, D]}
+    layers/attention_norm/{A,B}/{scale,bias} [L, D]    layers/attention/inner_norm/{A,B}/{scale,bias} [L, D]
+    layers/attention/{q,k,v}/{A,B}/{kernel [L,D,N,H], bias [L,N,H]}    .../o/{A,B}/{kernel [L,N,H,D], bias [L,D]}
+    layers/mlp_norm/{A,B}/{scale,bias} [L, D]    layers/mlp/inner_norm/{A,B}/{scale,bias} [L, F]
+    layers/mlp/up/{A,B}/{kernel [L,D,F], bias [L,F]}    layers/mlp/down/{A,B}/{kernel [L,F,D], bias [L,D]}
+    final_norm/{A,B}/{scale,bias} [D]
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
+
+from rlhfv_jax.models.layers import Dtype, LayerNorm, Linear, normal_init, rematerialised
+from rlhfv_jax.ops.attention import attention
+from rlhfv_jax.sharding import BATCH, constrain
+
+POSITION_OFFSET = 2  # fairseq keeps two rows for padding; the first token reads row 2
+Streams = tuple[jax.Array, jax.Array]  # image stream [B, 1+P, D], query stream [B, Q, D]
+
+
+@dataclass(frozen=True)
+class Beit3Config:
+    """Sizes of the tower; `query_positions` is the length of the B position table (BEiT-3's text table)."""
+
+    image_size: int
+    patch: int
+    width: int
+    layers: int
+    heads: int
+    ffn: int
+    queries: int
+    query_positions: int = 1024
+    norm_eps: float = 1e-5
+    init_std: float | None = 0.02
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch) ** 2
+
+
+class Multiway(nn.Module):
+    """One module per branch: `make(name)` builds it, A for the image stream and B for the query stream."""
+
+    make: type[nn.Module]
+    kwargs: dict
+
+    @nn.compact
+    def __call__(self, streams: Streams) -> Streams:
+        a, b = streams
+        return self.make(**self.kwargs, name="A")(a), self.make(**self.kwargs, name="B")(b)
+
+
+def multiway_linear(config: Beit3Config, dtype: Dtype, name: str, inputs: list[int], outputs: list[int]) -> Multiway:
+    kwargs = {
+        "inputs": tuple(inputs),
+        "outputs": tuple(outputs),
+        "use_bias": True,
+        "init_std": config.init_std,
+        "dtype": dtype,
+    }
+    return Multiway(Linear, kwargs, name=name)
+
+
+def multiway_norm(config: Beit3Config, name: str) -> Multiway:
+    return Multiway(LayerNorm, {"eps": config.norm_eps}, name=name)
+
+
+class Attention(nn.Module):
+    config: Beit3Config
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, streams: Streams) -> Streams:
+        c = self.config
+        head = c.width // c.heads
+        q, k, v = (
+            checkpoint_name(
+                jnp.concatenate(multiway_linear(c, self.dtype, name, [c.width], [c.heads, head])(streams), axis=1), name
+            )
+            for name in ("q", "k", "v")
+        )
+        context = checkpoint_name(attention(q, k, v), "context")
+        split = streams[0].shape[1]
+        # The inner norm spans all heads, so heads are flattened for it and taken apart again for the output map.
+        normed = multiway_norm(c, "inner_norm")(
+            (
+                rearrange(context[:, :split], "b t n h -> b t (n h)"),
+                rearrange(context[:, split:], "b t n h -> b t (n h)"),
+            )
+        )
+        a, b = (rearrange(x, "b t (n h) -> b t n h", n=c.heads) for x in normed)
+        return multiway_linear(c, self.dtype, "o", [c.heads, head], [c.width])((a, b))
+
+
+class MLP(nn.Module):
+    config: Beit3Config
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, streams: Streams) -> Streams:
+        c = self.config
+        up = multiway_linear(c, self.dtype, "up", [c.width], [c.ffn])(streams)
+        a, b = (gelu(checkpoint_name(x, "up")) for x in up)
+        normed = multiway_norm(c, "inner_norm")((a, b))
+        return multiway_linear(c, self.dtype, "down", [c.ffn], [c.width])(normed)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact (erf) GELU, computed in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
+class Block(nn.Module):
+    config: Beit3Config
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, streams: Streams, _):
+        c = self.config
+        a, b = constrain(streams[0], BATCH), constrain(streams[1], BATCH)
+        da, db = Attention(c, self.dtype, name="attention")(multiway_norm(c, "attention_norm")((a, b)))
+        a, b = checkpoint_name(a + da, "residual"), checkpoint_name(b + db, "residual")
+        da, db = MLP(c, self.dtype, name="mlp")(multiway_norm(c, "mlp_norm")((a, b)))
+        return (a + da, b + db), None
+
+
+class Positions(nn.Module):
+    """The two position tables, whole as in the checkpoint; rows below POSITION_OFFSET are never read."""
+
+    config: Beit3Config
+
+    @nn.compact
+    def __call__(self) -> Streams:
+        c = self.config
+        std = 0.02 if c.init_std is None else c.init_std
+        a = self.param("A", nn.initializers.normal(std), (c.patches + 3, c.width))
+        b = self.param("B", nn.initializers.normal(std), (c.query_positions, c.width))
+        first = POSITION_OFFSET
+        return a[first:], b[first : first + c.queries]
+
+
+class Beit3(nn.Module):
+    """Image float32[B, S, S, 3] in [-1, 1] -> query outputs [B, Q, D] after the final norm."""
+
+    config: Beit3Config
+    dtype: Dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        c = self.config
+        batch = image.shape[0]
+        # A convolution whose stride is its window is a linear map of the patches.
+        patches = rearrange(image, "b (y p) (x q) c -> b (y x) (p q c)", p=c.patch, q=c.patch)
+        patches = Linear(
+            [c.patch * c.patch * 3], [c.width], use_bias=True, init_std=c.init_std, dtype=self.dtype, name="patch"
+        )(patches)
+        class_token = self.param("class_token", normal_init(c.init_std, c.width), (c.width,))
+        query = self.param("query", normal_init(c.init_std, c.width), (c.queries, c.width))
+        image_positions, query_positions = Positions(c, name="positions")()
+        first = jnp.broadcast_to(class_token.astype(self.dtype), (batch, 1, c.width))
+        a = jnp.concatenate([first, patches], axis=1) + image_positions.astype(self.dtype)
+        b = jnp.broadcast_to((query + query_positions).astype(self.dtype), (batch, c.queries, c.width))
+        layers = nn.scan(
+            rematerialised(Block, self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.layers,
+        )(c, self.dtype, name="layers")
+        (a, b), _ = layers((a, b), None)
+        # Both branches of the norm exist in a checkpoint, but only the queries' outputs leave the tower.
+        return multiway_norm(c, "final_norm")((a, b))[1]

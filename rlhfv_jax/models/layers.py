@@ -1,0 +1,100 @@
+"""What two models share: norms, linear maps, rotary positions, initialisers, rematerialisation.
+
+Parameters are float32; a module computes in its `dtype`. Norms and rotary angles are float32 whatever the dtype.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+
+# Saved by name in the forward pass, so that the backward pass recomputes no matrix product but cheap ones.
+SAVED_NAMES = ("q", "k", "v", "context", "residual", "gate", "up")
+
+
+def normal_init(std: float | None, fan_in: int) -> nn.initializers.Initializer:
+    """Normal with standard deviation `std`; None means 1/sqrt(fan_in), which suits narrow models."""
+    return nn.initializers.normal(fan_in**-0.5 if std is None else std)
+
+
+class Linear(nn.Module):
+    """x[..., *in] -> [..., *out] by one kernel of shape in + out, as many axes as have a meaning (heads, say)."""
+
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    use_bias: bool = False
+    init_std: float | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs, outputs = tuple(self.inputs), tuple(self.outputs)
+        fan_in = 1
+        for size in inputs:
+            fan_in *= size
+        kernel = self.param("kernel", normal_init(self.init_std, fan_in), inputs + outputs)
+        contract = tuple(range(x.ndim - len(inputs), x.ndim)), tuple(range(len(inputs)))
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, outputs).astype(self.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """LLaMA's norm: x / rms(x) in float32, cast back, times a learned scale."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * scale.astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis with scale and bias, in float32, cast back."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * scale + bias).astype(x.dtype)
+
+
+def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding, halves rotated as in Hugging Face's LLaMA.
+
+    x [B, T, N, H], positions int32[B, T] -> [B, T, N, H]. Angles are float32: bfloat16 cannot tell 256 from 257.
+    """
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None].astype(jnp.float32) * frequencies  # [B, T, H/2]
+    sin, cos = jnp.sin(angles)[:, :, None], jnp.cos(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """The block class with its activations kept ("none"), kept by name ("named") or recomputed ("full").
+
+    For blocks inside `nn.scan` only: the scan is what makes prevent_cse=False safe.
+    """
+    if remat == "none":
+        return block
+    if remat not in ("named", "full"):
+        raise ValueError(f"remat={remat!r} is not known; choose none, named or full.")
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(*SAVED_NAMES) if remat == "named" else policies.nothing_saveable
+    return nn.remat(block, prevent_cse=False, policy=policy)

@@ -1,0 +1,190 @@
+"""LLaMA: pre-norm decoder blocks with rotary positions, grouped-query attention and SwiGLU.
+
+Parameters (L axis first, from `nn.scan`):
+    embed/embedding [V', D]    head/kernel [D, V']    final_norm/scale [D]    layers/attention_norm/scale [L, D]
+    layers/attention/{q [L,D,N,H], k [L,D,K,H], v [L,D,K,H], o [L,N,H,D]}/kernel
+    layers/mlp_norm/scale [L, D]    layers/mlp/{gate [L,D,F], up [L,D,F], down [L,F,D]}/kernel
+V' is the vocabulary padded to a multiple of 128; its extra rows never get probability and are not exported.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from rlhfv_jax.models.layers import Dtype, Linear, RMSNorm, normal_init, rematerialised, rotary
+from rlhfv_jax.ops.attention import attention
+from rlhfv_jax.sharding import BATCH, constrain
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a LLaMA; `init_std=None` initialises each kernel with 1/sqrt(fan_in)."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    init_std: float | None = 0.02
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def padded_vocab(self) -> int:
+        return -(-self.vocab_size // 128) * 128
+
+
+class KVCache(NamedTuple):
+    """Keys and values of all layers, written from `cursor` on; S slots, the caller's `mask` says which are real."""
+
+    k: jax.Array  # [L, B, S, K, H]
+    v: jax.Array  # [L, B, S, K, H]
+    cursor: jax.Array  # int32[], the next slot to write
+
+
+def empty_cache(config: LlamaConfig, batch: int, slots: int, dtype: Dtype = jnp.float32) -> KVCache:
+    """A cache of zeros with `slots` static slots."""
+    shape = (config.layers, batch, slots, config.kv_heads, config.head_size)
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+
+class Attention(nn.Module):
+    config: LlamaConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x, kv, positions, lengths, mask, cursor):
+        c = self.config
+
+        def project(name: str, heads: int) -> jax.Array:
+            return Linear([c.width], [heads, c.head_size], init_std=c.init_std, dtype=self.dtype, name=name)(x)
+
+        q = checkpoint_name(rotary(project("q", c.heads), positions, c.rope_theta), "q")
+        k = checkpoint_name(rotary(project("k", c.kv_heads), positions, c.rope_theta), "k")
+        v = checkpoint_name(project("v", c.kv_heads), "v")
+        if kv is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(kv[0], k.astype(kv[0].dtype), cursor, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(kv[1], v.astype(kv[1].dtype), cursor, axis=1)
+            kv = (k, v)
+        context = attention(
+            q, k.astype(q.dtype), v.astype(q.dtype), causal=mask is None, key_lengths=lengths, mask=mask
+        )
+        context = checkpoint_name(context, "context")
+        out = Linear([c.heads, c.head_size], [c.width], init_std=c.init_std, dtype=self.dtype, name="o")(context)
+        return out, kv
+
+
+class MLP(nn.Module):
+    config: LlamaConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        gate = Linear([c.width], [c.ffn], init_std=c.init_std, dtype=self.dtype, name="gate")(x)
+        up = Linear([c.width], [c.ffn], init_std=c.init_std, dtype=self.dtype, name="up")(x)
+        hidden = nn.silu(checkpoint_name(gate, "gate")) * checkpoint_name(up, "up")
+        return Linear([c.ffn], [c.width], init_std=c.init_std, dtype=self.dtype, name="down")(hidden)
+
+
+class Block(nn.Module):
+    config: LlamaConfig
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x, kv, positions, lengths, mask, cursor):
+        c = self.config
+        x = constrain(x, BATCH)
+        out, kv = Attention(c, self.dtype, name="attention")(
+            RMSNorm(c.norm_eps, name="attention_norm")(x), kv, positions, lengths, mask, cursor
+        )
+        x = checkpoint_name(x + out, "residual")
+        x = x + MLP(c, self.dtype, name="mlp")(RMSNorm(c.norm_eps, name="mlp_norm")(x))
+        return x, kv
+
+
+class Embed(nn.Module):
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, tokens):
+        c = self.config
+        table = self.param("embedding", normal_init(c.init_std, c.width), (c.padded_vocab, c.width))
+        return table[tokens]
+
+
+class Head(nn.Module):
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self):
+        c = self.config
+        return self.param("kernel", normal_init(c.init_std, c.width), (c.width, c.padded_vocab))
+
+
+class Llama(nn.Module):
+    """Tokens to final hidden states.
+
+    Args of `__call__`:
+      tokens: int32[B, T].
+      positions: int32[B, T], rotary positions; default 0..T-1.
+      lengths: int32[B], real tokens of right-padded rows; attention is causal.
+      mask: bool[B, T, S] instead of causal attention with lengths: left padding, packing, decoding.
+      cache: keys and values of earlier calls (needs `mask`); the new ones are written at `cache.cursor`.
+      edit_embeds: changes the embeddings [B, T, D] before the first block; a vision tower's outputs enter here.
+
+    Returns:
+      hidden [B, T, D] after the final norm, and the cache (None if none was given). The head is applied outside,
+      from `head_kernel(params)`, to the positions that need it.
+    """
+
+    config: LlamaConfig
+    dtype: Dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        cache: KVCache | None = None,
+        edit_embeds: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        c = self.config
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        x = Embed(c, name="embed")(tokens).astype(self.dtype)
+        if edit_embeds is not None:
+            x = edit_embeds(x)
+        kv, cursor = (None, None) if cache is None else ((cache.k, cache.v), cache.cursor)
+        layers = nn.scan(
+            rematerialised(Block, self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+            out_axes=0,
+            length=c.layers,
+        )(c, self.dtype, name="layers")
+        x, kv = layers(x, kv, positions, lengths, mask, cursor)
+        if self.is_initializing():
+            Head(c, name="head")()  # declared here, applied outside
+        if cache is not None:
+            cache = KVCache(kv[0], kv[1], cache.cursor + tokens.shape[1])
+        return RMSNorm(c.norm_eps, name="final_norm")(x), cache
+
+
+def head_kernel(params: dict) -> jax.Array:
+    """float32[D, V'], the output head of a LLaMA's parameters."""
+    return params["head"]["kernel"]

@@ -1,0 +1,124 @@
+"""Muffin: BEiT-3 with queries, one linear projector, LLaMA. Composition only.
+
+    image ─► tower ─► [B, Q, E] ─► projector ─► [B, Q, D] ─┐
+    tokens ─► embed ─► [R, T, D] ─── splice at the image tokens ─► blocks ─► hidden [R, T, D]
+
+Parameters: tower/..., projector/{kernel [E, D], bias [D]}, llm/... (see `beit3` and `llama`).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhfv_jax.models.beit3 import Beit3, Beit3Config
+from rlhfv_jax.models.layers import Dtype, Linear
+from rlhfv_jax.models.llama import KVCache, Llama, LlamaConfig, head_kernel
+from rlhfv_jax.ops.logprobs import token_log_probs
+
+
+@dataclass(frozen=True)
+class MuffinConfig:
+    """The model's sizes and the token id whose embeddings the image replaces (`<im_patch>`)."""
+
+    tower: Beit3Config
+    llm: LlamaConfig
+    image_token: int
+
+
+class Muffin(nn.Module):
+    """Images and tokens to hidden states.
+
+    Args of `__call__`:
+      tokens: int32[R, T]; R is a multiple of B, and row r belongs to image r // (R // B), so that a pair's two rows
+        share one encoding. A row holds Q image tokens, or none (then its image is ignored).
+      image: uint8[B, S, S, 3] or float32 already in [-1, 1]; None for text-only rows and later decoding steps.
+      positions, lengths, mask, cache: as in `Llama`.
+
+    Returns:
+      hidden [R, T, D] and the cache.
+    """
+
+    config: MuffinConfig
+    dtype: Dtype = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,
+        image: jax.Array | None = None,
+        positions: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        c = self.config
+        edit = None
+        if image is not None:
+            features = Beit3(c.tower, self.dtype, self.remat, name="tower")(normalize(image))
+            features = Linear(
+                [c.tower.width],
+                [c.llm.width],
+                use_bias=True,
+                init_std=c.llm.init_std,
+                dtype=self.dtype,
+                name="projector",
+            )(features)
+            features = jnp.repeat(features, tokens.shape[0] // image.shape[0], axis=0)
+
+            def edit(embeds: jax.Array) -> jax.Array:
+                return splice(embeds, features, tokens == c.image_token)
+
+        return Llama(c.llm, self.dtype, self.remat, name="llm")(tokens, positions, lengths, mask, cache, edit)
+
+
+def normalize(image: jax.Array) -> jax.Array:
+    """uint8 -> float32 in [-1, 1], as ToTensor and Normalize(0.5, 0.5); float images pass."""
+    if image.dtype != jnp.uint8:
+        return image
+    return (image.astype(jnp.float32) / 255.0 - 0.5) / 0.5
+
+
+def splice(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.Array:
+    """Puts the k-th feature of a row where its k-th slot is.
+
+    embeds [R, T, D], features [R, Q, D], slots bool[R, T] -> [R, T, D]. Shapes stay static, and rows without slots
+    are unchanged. That a row has Q slots or none is checked where rows are made (`data.chat`).
+    """
+    order = jnp.clip(jnp.cumsum(slots, axis=1) - 1, 0, features.shape[1] - 1)
+    placed = jnp.take_along_axis(features, order[..., None], axis=1)
+    return jnp.where(slots[..., None], placed.astype(embeds.dtype), embeds)
+
+
+def init(model: Muffin, key: jax.Array) -> Any:
+    """Fresh float32 parameters; wrap in jax.jit with out_shardings to create them in place, or in jax.eval_shape."""
+    size = model.config.tower.image_size
+    image = jnp.zeros((1, size, size, 3), jnp.uint8)
+    return model.init(key, jnp.zeros((1, model.config.tower.queries), jnp.int32), image)["params"]
+
+
+def log_probs(model: Muffin, params: Any, image: Any, tokens: Any, labels: Any, lengths: Any) -> jax.Array:
+    """Per-target log-probs of right-padded rows, [R, T], [R, T-1], [R] -> float32[R, T-1]."""
+    hidden, _ = model.apply({"params": params}, tokens, image, lengths=lengths)
+    return token_log_probs(hidden[:, :-1], head_kernel(params["llm"]), labels, model.config.llm.vocab_size)
+
+
+def muffin_13b(vocab_size: int = 32_004, image_token: int = 32_001) -> MuffinConfig:
+    """The released model: BEiT-3 large at 448 px with 64 queries, Vicuna-13B."""
+    return MuffinConfig(
+        tower=Beit3Config(image_size=448, patch=16, width=1024, layers=24, heads=16, ffn=4096, queries=64),
+        llm=LlamaConfig(vocab_size=vocab_size, width=5120, layers=40, heads=40, kv_heads=40, ffn=13_824),
+        image_token=image_token,
+    )
+
+
+def muffin_mini(vocab_size: int, image_token: int) -> MuffinConfig:
+    """The same modules, small enough for two CPU cores."""
+    return MuffinConfig(
+        tower=Beit3Config(64, 16, width=64, layers=2, heads=4, ffn=128, queries=16, query_positions=32, init_std=None),
+        llm=LlamaConfig(vocab_size, width=128, layers=2, heads=4, kv_heads=4, ffn=256, init_std=None),
+        image_token=image_token,
+    )

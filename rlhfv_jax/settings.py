@@ -1,0 +1,203 @@
+"""A run's configuration as frozen dataclasses: checked once, then passed around by value.
+
+Programs turn the ConfigDict of a file in `configs/` into `Settings`; nothing below this floor sees a ConfigDict. Every
+key of a config file is a field here and every field has one meaning; a key that is neither is an error.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhfv_jax import optim
+from rlhfv_jax.data.chat import TEMPLATES
+from rlhfv_jax.errors import UserError
+from rlhfv_jax.models.vlm import MuffinConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where pairs come from and how they become rows."""
+
+    path: str
+    eval_path: str
+    spans: str
+    template: str
+    max_length: int
+    too_long: str
+
+
+@dataclass(frozen=True)
+class Ddpo:
+    """The paper's equations 3 and 5."""
+
+    gamma: float
+    beta: float
+    average: bool
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, its schedule, and what trains."""
+
+    lr: float
+    epochs: float
+    steps: int
+    batch_size: int
+    warmup: float
+    weight_decay: float
+    b1: float
+    b2: float
+    eps: float
+    clip: float
+    trainable: str
+
+
+@dataclass(frozen=True)
+class MeshSizes:
+    """Devices along each mesh axis; -1 takes what is left."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a training run depends on; the comments in `configs/ddpo.py` say what each key means."""
+
+    task: str
+    init_from: str
+    model: MuffinConfig
+    tokenizer: str
+    dtype: str
+    remat: str
+    seed: int
+    data: Data
+    ddpo: Ddpo
+    optim: Optim
+    mesh: MeshSizes
+    log_every: int
+    save_every: int
+    eval_every: int
+    keep: int
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "task": ("ddpo", "sft"),
+    "dtype": ("float32", "bfloat16"),
+    "remat": ("none", "named", "full"),
+    "data.spans": ("auto", "diff"),
+    "data.template": tuple(TEMPLATES),
+    "data.too_long": ("error", "drop"),
+    "optim.trainable": tuple(optim.FROZEN),
+}
+POSITIVE = ("data.max_length", "ddpo.gamma", "ddpo.beta", "optim.lr", "optim.batch_size", "keep", "log_every")
+NOT_NEGATIVE = ("optim.epochs", "optim.steps", "optim.weight_decay", "save_every", "eval_every")
+
+
+def from_dict(values: Mapping[str, Any]) -> Settings:
+    """Settings from nested plain values; raises UserError naming the key that is unknown, missing or out of range.
+
+    `model.llm.vocab_size` and `model.image_token` follow the tokenizer, so config files leave them at 0.
+    """
+    settings = _build(Settings, values, "")
+    for key, choices in CHOICES.items():
+        if (value := get(settings, key)) not in choices:
+            raise UserError(
+                f"config.{key}={value!r} is not known; choose one of {', '.join(choices)}.{_near(value, choices)}"
+            )
+    for key in POSITIVE:
+        if not get(settings, key) > 0:
+            raise UserError(f"config.{key}={get(settings, key)} must be positive.")
+    for key in NOT_NEGATIVE:
+        if not get(settings, key) >= 0:
+            raise UserError(f"config.{key}={get(settings, key)} must not be negative.")
+    if not 0 <= settings.optim.warmup < 1:
+        raise UserError(f"config.optim.warmup={settings.optim.warmup} is a share of the steps, in [0, 1).")
+    if (settings.optim.epochs > 0) == (settings.optim.steps > 0):
+        raise UserError(
+            "Give the length of the run as config.optim.epochs or as config.optim.steps; set the other to 0."
+        )
+    _check_model(settings.model)
+    return settings
+
+
+def get(settings: Any, key: str) -> Any:
+    """`get(settings, "optim.lr")`."""
+    for name in key.split("."):
+        settings = getattr(settings, name)
+    return settings
+
+
+def _check_model(model: MuffinConfig) -> None:
+    tower, llm = model.tower, model.llm
+    divisions = (
+        ("model.tower.image_size", tower.image_size, "model.tower.patch", tower.patch),
+        ("model.tower.width", tower.width, "model.tower.heads", tower.heads),
+        ("model.llm.width", llm.width, "model.llm.heads", llm.heads),
+        ("model.llm.heads", llm.heads, "model.llm.kv_heads", llm.kv_heads),
+    )
+    for name, value, by, divisor in divisions:
+        if divisor < 1 or value < 1 or value % divisor:
+            raise UserError(f"config.{name}={value} is not a positive multiple of config.{by}={divisor}.")
+    if llm.head_size % 2:
+        raise UserError(
+            f"config.model.llm.width / heads = {llm.head_size} is odd; rotary positions need an even head size."
+        )
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"config.{prefix}{name} is not a known setting.{_near(name, fields)}")
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for name in fields:
+        if name not in values:
+            raise UserError(f"config.{prefix}{name} is missing from the configuration.")
+        kind, value = hints[name], values[name]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise UserError(f"config.{prefix}{name} is a group of settings; set its members instead.")
+            arguments[name] = _build(typing.cast(type, kind), value, f"{prefix}{name}.")
+        else:
+            arguments[name] = _typed(kind, value, f"{prefix}{name}")
+    return cls(**arguments)
+
+
+def _typed(kind: Any, value: Any, key: str) -> Any:
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    wanted = next(k for k in kinds if k is not type(None))
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise UserError(f"config.{key}={value!r}: expected {wanted.__name__}.")
+    return value
+
+
+def _near(name: Any, names: Any) -> str:
+    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def with_vocabulary(model: MuffinConfig, vocab_size: int, image_token: int) -> MuffinConfig:
+    """The model's config with what the tokenizer decides filled in."""
+    llm = dataclasses.replace(model.llm, vocab_size=vocab_size)
+    return dataclasses.replace(model, llm=llm, image_token=image_token)
+
+
+def differences(first: Any, second: Any, prefix: str = "") -> list[str]:
+    """Keys at which two nested plain configurations differ, as `optim.lr: 5e-07 against 1e-06`."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        lines = []
+        for name in sorted({*first, *second}):
+            lines += differences(first.get(name), second.get(name), f"{prefix}{name}.")
+        return lines
+    return [] if first == second else [f"{prefix[:-1]}: {first!r} against {second!r}"]

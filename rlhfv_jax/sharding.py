@@ -1,0 +1,116 @@
+"""The device mesh and the one table that says how every array lies on it.
+
+Axes: `data` replicates parameters, `fsdp` shards them and the batch, `tensor` shards heads and feed-forward units.
+Parameters and optimizer state follow the same table, since an optimizer's paths end with the parameter's path.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlhfv_jax import trees
+from rlhfv_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the mesh axes that the batch axis is cut over
+
+# First match wins; a path that matches nothing is an error, never silently replicated. L (the layer axis) is never cut.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"llm/embed/embedding", P("tensor", "fsdp")),  # [V, D]
+    (r"llm/head/kernel", P("fsdp", "tensor")),  # [D, V]
+    (r"llm/layers/attention/[qkv]/kernel", P(None, "fsdp", "tensor", None)),  # [L, D, N, H]
+    (r"llm/layers/attention/o/kernel", P(None, "tensor", None, "fsdp")),  # [L, N, H, D]
+    (r"llm/layers/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),  # [L, D, F]
+    (r"llm/layers/mlp/down/kernel", P(None, "tensor", "fsdp")),  # [L, F, D]
+    (r"llm/(layers/)?\w+_norm/scale", P()),
+    (r"tower/patch/kernel", P(None, "fsdp")),  # [3*p*p, D]
+    (r"tower/(class_token|query|positions/[AB])", P()),
+    (r"tower/layers/attention/[qkv]/[AB]/kernel", P(None, "fsdp", "tensor", None)),
+    (r"tower/layers/attention/[qkv]/[AB]/bias", P(None, "tensor", None)),  # [L, N, H]
+    (r"tower/layers/attention/o/[AB]/kernel", P(None, "tensor", None, "fsdp")),
+    (r"tower/layers/mlp/up/[AB]/kernel", P(None, "fsdp", "tensor")),
+    (r"tower/layers/mlp/up/[AB]/bias", P(None, "tensor")),  # [L, F]
+    (r"tower/layers/mlp/down/[AB]/kernel", P(None, "tensor", "fsdp")),
+    (r"tower/(layers/)?(\w+/)*\w+_norm/[AB]/(scale|bias)", P()),
+    (r"tower/(\w+/)*(bias)|tower/layers/(\w+/)*(o|down)/[AB]/bias", P()),
+    (r"projector/kernel", P("fsdp", None)),  # [E, D]
+    (r"projector/bias", P()),
+)
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Any = None) -> Mesh:
+    """A mesh over `devices` (default: all of them); one size may be -1, which takes what is left."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [data, fsdp, tensor]
+    text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"Mesh sizes are positive, and at most one is -1 (all devices that are left); got {text}.")
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(1, len(devices) // -int(np.prod(sizes)))
+    if int(np.prod(sizes)) > len(devices):
+        raise UserError(f"The mesh ({text}) needs {int(np.prod(sizes))} devices, but only {len(devices)} are there.")
+    # Auto, since make_mesh's default (Explicit) rejects contractions over a sharded axis.
+    used = devices[: int(np.prod(sizes))]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
+
+
+def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The PartitionSpec of a parameter or optimizer entry; UserError on an unmatched path, a rank or size that cannot be.
+
+    >>> spec("0/mu/llm/layers/mlp/up/kernel", (40, 5120, 13824), mesh)
+    PartitionSpec(None, 'fsdp', 'tensor')
+    """
+    if not shape:
+        return P()
+    for pattern, rule in RULES:
+        if not re.search(rf"(^|/)({pattern})$", path):
+            continue
+        if len(rule) > len(shape):
+            raise UserError(f"Sharding rule {rule} for {path} does not fit its shape {shape}: too few axes.")
+        for axis, (name, size) in enumerate(zip(rule, shape, strict=False)):
+            if name is not None and size % mesh.shape[name]:
+                raise UserError(
+                    f"Cannot shard {path}: axis {axis} of shape {shape} is not divisible by mesh axis "
+                    f"{name}={mesh.shape[name]}. Choose a smaller mesh.{name}."
+                )
+        return rule
+    raise UserError(f"No sharding rule matches the parameter {path} of shape {shape}; add one to sharding.RULES.")
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A tree of NamedShardings for parameters, optimizer state or a whole TrainState (abstract or real)."""
+    return trees.map_with_path(lambda path, leaf: NamedSharding(mesh, spec(path, leaf.shape, mesh)), tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis over data and fsdp, everything else whole."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError where the batch cannot be cut evenly over the devices."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % ways:
+        raise UserError(
+            f"optim.batch_size={batch_size} is not divisible by mesh.data*mesh.fsdp={ways}; change one of them."
+        )
+
+
+def put(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays (this process's rows) to one global array on the mesh, batch axis sharded."""
+    where = batch_sharding(mesh)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(where, array), batch)
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    """Pins an activation's layout: `constrain(x, BATCH)` cuts its leading axis and leaves the rest whole.
+
+    Without a mesh (a model applied on its own) it returns `x` unchanged.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*axes))

@@ -1,0 +1,49 @@
+"""What travels between the rooms of the house: three tuples of arrays.
+
+Axis letters, used in every docstring and einsum of the package:
+    B pairs or rows    2 chosen, rejected    T tokens       S keys
+    N heads            K key-value heads     H head size    D width
+    F feed-forward     V vocabulary          Q queries      P patches    L layers
+"""
+
+from typing import Any, NamedTuple
+
+IGNORE = -100  # a label that is not a target, as PyTorch's cross entropy has it
+
+Array = Any  # numpy.ndarray on the host, jax.Array on devices; named without importing jax
+
+
+class PairBatch(NamedTuple):
+    """A batch of preference pairs, all shapes static.
+
+    Three facts, three arrays: `lengths` attend, `labels` are targets, `weights` are credit.
+    """
+
+    image: Array  # uint8[B, H, W, 3], once per pair
+    tokens: Array  # int32[B, 2, T], beginning-of-sequence and image tokens included
+    labels: Array  # int32[B, 2, T-1]; entry t is the target after token t, that is token t+1, or IGNORE
+    weights: Array  # float32[B, 2, T-1]; credit of that target: 0 not scored, 1 unchanged, gamma corrected
+    lengths: Array  # int32[B, 2], real tokens of each row; only attention reads it
+    ref_logps: Array  # float32[B, 2, T-1], log-probs of the same targets under the reference model
+    row: Array  # int32[B], index into the source
+    valid: Array  # bool[B]; padding rows of a last batch are not valid and count in no denominator
+
+
+class SftBatch(NamedTuple):
+    """A batch of answered questions for supervised fine-tuning; fields as in `PairBatch`, without the axis of two."""
+
+    image: Array  # uint8[B, H, W, 3]
+    tokens: Array  # int32[B, T]
+    labels: Array  # int32[B, T-1]
+    weights: Array  # float32[B, T-1]
+    lengths: Array  # int32[B]
+    row: Array  # int32[B]
+    valid: Array  # bool[B]
+
+
+class TrainState(NamedTuple):
+    """What a training step changes, and nothing else: no functions, no reference model, no random state."""
+
+    step: Array  # int32[], updates made so far; the data cursor too
+    params: Any  # nested dict of float32 arrays
+    opt_state: Any  # optax state of the trainable parameters
