@@ -59,7 +59,7 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Any = Non
 
 
 def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The PartitionSpec of a parameter or optimizer entry; UserError on an unmatched path, a rank or size that cannot be.
+    """The PartitionSpec of a parameter or optimizer entry; UserError on an unmatched path, an unfit rank or size.
 
     >>> spec("0/mu/llm/layers/mlp/up/kernel", (40, 5120, 13824), mesh)
     PartitionSpec(None, 'fsdp', 'tensor')

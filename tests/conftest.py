@@ -1,0 +1,58 @@
+"""Shared by all tests: eight simulated devices, where the fixtures lie, one small model compiled once a session."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from rlhfv_jax.data import sources  # noqa: E402
+from rlhfv_jax.data.tokenizer import MuffinTokenizer  # noqa: E402
+from rlhfv_jax.models import vlm  # noqa: E402
+from rlhfv_jax.models.beit3 import Beit3Config  # noqa: E402
+from rlhfv_jax.models.llama import LlamaConfig  # noqa: E402
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def shared(relative: str) -> Path:
+    """A file or folder beside the project; skips the test where it is absent."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"../shared/{relative} is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    return shared("fixtures")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> MuffinTokenizer:
+    """The 512-piece tokenizer of the stories260K model."""
+    return MuffinTokenizer.from_file(shared("data/stories260K/tok512.model"))
+
+
+@pytest.fixture(scope="session")
+def coco_records() -> list[sources.PreferenceRecord]:
+    """130 pairs on real photos."""
+    return sources.read(shared("data/coco_pairs/pairs.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> vlm.MuffinConfig:
+    """A model small enough to compile in seconds, divisible by eight devices; vocabulary of 100, image token 97."""
+    return vlm.MuffinConfig(
+        tower=Beit3Config(32, 16, width=16, layers=2, heads=2, ffn=32, queries=4, query_positions=8, init_std=None),
+        llm=LlamaConfig(100, width=32, layers=2, heads=4, kv_heads=2, ffn=64, init_std=None),
+        image_token=97,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_config: vlm.MuffinConfig) -> dict:
+    model = vlm.Muffin(tiny_config)
+    return jax.jit(lambda key: vlm.init(model, key))(jax.random.key(0))
