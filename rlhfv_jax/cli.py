@@ -4,10 +4,11 @@ Exit status: 0 on success, 1 for what a `UserError` explains, 2 for a command li
 """
 
 import difflib
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 from absl import app, flags, logging
@@ -48,10 +49,21 @@ def _shipped() -> list[str]:
     return sorted(path.name for path in config_folder().glob("*.py"))
 
 
-def run(main: Callable[[], None], usage: str) -> None:
-    """Runs a program: parses sys.argv, calls `main()`, exits. `usage` is shown by --help, before the flags."""
-    sys.modules["__main__"].__doc__ = usage  # what absl prints for --help
+def run(main: Callable[[], None], usage: str, options: Sequence[flags.FlagHolder]) -> None:
+    """Runs a program: parses sys.argv, calls `main()`, exits. --help shows `usage` and the program's own `options`."""
+    if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
+        print(_help(usage, options))
+        return
     app.run(lambda _: _guarded(main), flags_parser=_parse)
+
+
+def _help(usage: str, options: Sequence[flags.FlagHolder]) -> str:
+    lines = [usage.strip(), "", "flags:"]
+    for option in options:
+        flag = flags.FLAGS[option.name]
+        default = "" if flag.default is None else f" (default: {flag.default})"
+        lines += [f"  --{flag.name}: {flag.help}{default}"]
+    return "\n".join([*lines, f"\nshipped configs: {', '.join(_shipped())}"])
 
 
 def _guarded(main: Callable[[], None]) -> None:
@@ -71,7 +83,7 @@ def _guarded(main: Callable[[], None]) -> None:
         _fail(f"{error.strerror}: {error.filename}.", 1)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)
 
@@ -79,13 +91,12 @@ def _fail(message: str, status: int) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     # config_flags reads overrides from sys.argv itself, so the resolved name has to stand there too.
     sys.argv = [argv[0], *resolve(argv[1:])]
+    _check_overrides(sys.argv[1:])
     try:
         rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
         _fail(_explain(str(error)), 2)
-    except (AttributeError, KeyError) as error:
-        _fail(_unknown_key(sys.argv[1:], error), 2)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, AttributeError, KeyError, ValueError, TypeError) as error:
         _fail(str(error).splitlines()[0], 2)
     if len(rest) > 1:
         _fail(f"Unexpected argument {rest[1]!r}; options are written as --name=value.", 2)
@@ -93,18 +104,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def resolve(arguments: Sequence[str]) -> list[str]:
-    """Replaces a bare config name by the shipped file's path, the preset kept; raises nothing, exits on a miss.
+    """Replaces a bare config name by the shipped file's path, the preset kept; exits on a miss.
 
     >>> resolve(["--config=ddpo.py:mini"])
     ['--config=/.../configs/ddpo.py:mini']
     """
-    resolved = list(arguments)
-    for i, argument in enumerate(resolved):
-        if argument in ("--config", "-config") and i + 1 < len(resolved):
-            resolved[i + 1] = _find_config(resolved[i + 1])
-        elif argument.startswith(("--config=", "-config=")):
-            flag, _, value = argument.partition("=")
-            resolved[i] = f"{flag}={_find_config(value)}"
+    resolved: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            value = value if equals else next(rest, "")
+            argument = f"--config={_find_config(value)}"
+        resolved.append(argument)
     return resolved
 
 
@@ -127,28 +139,31 @@ def _explain(message: str) -> str:
     return message.splitlines()[0]
 
 
-def _unknown_key(arguments: Sequence[str], error: Exception) -> str:
-    """Names the first override whose key the config does not have, and the nearest key that it does have."""
-    config = _load(arguments)
+def _check_overrides(arguments: Sequence[str]) -> None:
+    """Exits naming the first override whose key the config does not have, and the nearest key that it does have."""
+    chosen = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+    if not chosen:
+        return
+    known = _keys(_load(chosen[-1]))
     for argument in arguments:
-        key = argument.lstrip("-").split("=")[0]
-        if config is None or not key.startswith("config."):
-            continue
-        known = _keys(config)
-        if key[len("config.") :] not in known:
+        key, _, _ = argument.lstrip("-").partition("=")
+        if key.startswith("config.") and key[len("config.") :] not in known:
             near = difflib.get_close_matches(key[len("config.") :], known, n=1, cutoff=0.5)
-            hint = f" Did you mean config.{near[0]}?" if near else ""
-            return f"{key} is not a known setting.{hint}"
-    return str(error).strip("'\"").splitlines()[0]
+            _fail(f"{key} is not a known setting.{f' Did you mean config.{near[0]}?' if near else ''}", 2)
 
 
-def _load(arguments: Sequence[str]) -> ml_collections.ConfigDict | None:
-    """The config without its overrides, for naming its keys."""
-    plain = [a for a in arguments if a.startswith(("--config=", "-config="))]
-    holder = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=holder)
-    holder(["program", *plain])
-    return holder["config"].value
+def _load(value: str) -> ml_collections.ConfigDict:
+    """The config without its overrides; exits with the config file's own words where it refuses its preset."""
+    name, colon, preset = value.partition(":")
+    spec = importlib.util.spec_from_file_location("config_file", name)
+    if spec is None or spec.loader is None:
+        _fail(f"The config file {name} is not a Python file.", 2)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(preset) if colon else module.get_config()
+    except Exception as error:  # whatever a config file may raise, the user wrote or named that file
+        _fail(f"The config file {name} fails: {error}", 2)
 
 
 def _keys(config: Any, prefix: str = "") -> list[str]:

@@ -76,7 +76,7 @@ class Job:
 
 
 def main() -> None:
-    cli.run(_main, __doc__ or "")
+    cli.run(_main, __doc__ or "", (_CONFIG, _WORKDIR, _RESUME))
 
 
 def _main() -> None:
@@ -85,6 +85,7 @@ def _main() -> None:
 
 def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> TrainState:
     """Trains as the plain nested `config` says; the module's text names what the working directory gets."""
+    workdir.mkdir(parents=True, exist_ok=True)
     job = _prepare(settings.from_dict(config), workdir)
     start = _starting_point(workdir, resume, config)
     s, mesh = job.settings, job.mesh

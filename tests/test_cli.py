@@ -1,0 +1,124 @@
+"""Configs by bare name, presets, overrides, and what a person reads when something is wrong."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhfv_jax import cli, settings
+from rlhfv_jax.errors import UserError
+
+PAPER = {"ddpo.gamma": 5.0, "ddpo.beta": 0.5, "ddpo.average": True, "optim.lr": 5e-7, "optim.batch_size": 32}
+PAPER |= {
+    "optim.epochs": 7.0,
+    "optim.clip": 1.0,
+    "optim.warmup": 0.03,
+    "optim.weight_decay": 0.0,
+    "data.max_length": 2048,
+}
+PAPER |= {
+    "model.tower.image_size": 448,
+    "model.tower.queries": 64,
+    "model.llm.layers": 40,
+    "optim.trainable": "frozen_A",
+}
+
+
+def train(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "rlhfv_jax.train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def test_the_default_config_is_the_papers_recipe():
+    config = settings.from_dict(cli._load(str(cli.config_folder() / "ddpo.py")).to_dict())
+    assert {key: settings.get(config, key) for key in PAPER} == PAPER
+
+
+@pytest.mark.parametrize("preset", ["rlhfv_paper", "mini"])
+def test_every_preset_resolves_to_valid_settings(preset):
+    config = cli._load(f"{cli.config_folder() / 'ddpo.py'}:{preset}").to_dict()
+    built = settings.from_dict(config)
+    assert dataclasses.asdict(built) == config  # nothing is lost, nothing is invented
+
+
+def test_a_bare_name_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = cli.config_folder() / "ddpo.py"
+    assert cli.resolve(["--config=ddpo.py:mini", "--x=1"]) == [f"--config={shipped}:mini", "--x=1"]
+    assert cli.resolve(["--config", "ddpo.py"]) == [f"--config={shipped}"]
+    (tmp_path / "ddpo.py").write_text("")
+    assert cli.resolve(["--config=ddpo.py"]) == ["--config=ddpo.py"], "a file of that name here comes first"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        ([], 1, "No --config was given. Try --config=ddpo.py"),
+        (["--config=dpo.py"], 2, "no config file 'dpo.py'"),
+        (["--config=ddpo.py:nope"], 2, "no preset 'nope'; choose one of rlhfv_paper, mini"),
+        (["--config=ddpo.py", "--config.ddpo.gama=3"], 2, "Did you mean config.ddpo.gamma?"),
+        (["--config=ddpo.py", "--config.optim.steps=1.5"], 2, "--config.optim.steps=1.5: invalid literal for int()"),
+        (["--config.ddpo.gamma=3"], 2, "An override needs a --config"),
+        (["--config=ddpo.py", "--wrokdir=x"], 2, "Did you mean: workdir"),
+        (["--config=ddpo.py"], 1, "No data: give preference pairs as --config.data.path"),
+        (["--config=ddpo.py", "--config.data.path=pairs.parquet"], 1, "No checkpoint: give the model to start from"),
+        (["--config=ddpo.py:mini", "--config.data.path=x.parquet"], 1, "No tokenizer: give a sentencepiece model"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_sentence_and_a_status(arguments, status, sentence, tmp_path):
+    result = train(*arguments, cwd=tmp_path)
+    assert result.returncode == status
+    assert sentence in result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_help_names_the_flags_the_files_and_an_example():
+    result = train("--help")
+    assert result.returncode == 0
+    for words in ("--workdir", "--resume", "--config=ddpo.py:mini", "shipped configs: ddpo.py"):
+        assert words in result.stdout
+
+
+def test_the_dispatcher_lists_every_program_and_suggests_near_ones():
+    run = [sys.executable, "-m", "rlhfv_jax"]
+    listing = subprocess.run([*run, "--help"], capture_output=True, text=True)
+    assert listing.returncode == 0 and "train" in listing.stdout
+    miss = subprocess.run([*run, "trian"], capture_output=True, text=True)
+    assert miss.returncode == 2 and "Did you mean train?" in miss.stderr
+
+
+def mini(**changes) -> dict:
+    config = cli._load(f"{cli.config_folder() / 'ddpo.py'}:mini").to_dict()
+    for key, value in changes.items():
+        *groups, name = key.split("__")
+        target = config
+        for group in groups:
+            target = target[group]
+        target[name] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ddpo__gama": 1.0}, "config.ddpo.gama is not a known setting. Did you mean gamma?"),
+        ({"dtype": "float16"}, "config.dtype='float16' is not known"),
+        ({"optim__trainable": "frozenA"}, "Did you mean frozen_A?"),
+        ({"optim__lr": 0.0}, "config.optim.lr=0.0 must be positive"),
+        ({"optim__steps": 0}, "Give the length of the run"),
+        ({"optim__epochs": 2.0}, "Give the length of the run"),
+        ({"ddpo__average": 1}, "config.ddpo.average=1: expected bool"),
+        ({"optim__batch_size": True}, "config.optim.batch_size=True: expected int"),
+        ({"model__llm__heads": 3}, "config.model.llm.width=128 is not a positive multiple of config.model.llm.heads=3"),
+        ({"data": "x"}, "config.data is a group of settings"),
+    ],
+)
+def test_settings_refuse_what_they_cannot_mean(changes, sentence):
+    with pytest.raises(UserError, match=sentence.replace(".", r"\.").replace("?", r"\?")):
+        settings.from_dict(mini(**changes))
+
+
+def test_a_whole_number_is_a_fine_float():
+    assert settings.from_dict(mini(ddpo__gamma=3)).ddpo.gamma == 3.0

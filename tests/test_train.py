@@ -1,0 +1,170 @@
+"""The program as a user runs it: real photos, separate processes, kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import shared
+
+from rlhfv_jax import metrics
+from rlhfv_jax.data import sources
+
+STEPS = 10
+# The mini preset with a smaller batch and model: the same programs, compiled faster.
+SMALL = (
+    "--config.optim.batch_size=4",
+    f"--config.optim.steps={STEPS}",
+    "--config.save_every=3",
+    "--config.log_every=2",
+    "--config.model.llm.width=32",
+    "--config.model.llm.ffn=32",
+    "--config.model.tower.width=16",
+    "--config.model.tower.ffn=16",
+    "--config.model.tower.image_size=32",
+    "--config.model.tower.queries=4",
+)
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory, coco_records) -> Path:
+    """24 of the pairs on real photos, written by the project's own writer."""
+    path = tmp_path_factory.mktemp("data") / "pairs.parquet"
+    sources.write_parquet(coco_records[::5][:24], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def command(parquet, tmp_path_factory):
+    """Builds the command line and the environment; all processes of this file share one compilation cache."""
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+    def build(workdir: Path, *extra: str, data: Path = parquet) -> dict:
+        tokenizer = shared("data/stories260K/tok512.model")
+        arguments = ["--config=ddpo.py:mini", f"--config.data.path={data}", f"--config.tokenizer={tokenizer}"]
+        line = [sys.executable, "-m", "rlhfv_jax.train", *arguments, *SMALL, f"--workdir={workdir}", *extra]
+        return {"args": line, "env": environment, "stderr": subprocess.PIPE, "text": True}
+
+    return build
+
+
+def run(command: dict) -> None:
+    result = subprocess.run(**command, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+
+def comparable(workdir: Path) -> list[dict]:
+    """The metrics without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if name not in metrics.TIMING}
+        for line in metrics.read(workdir / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory) -> Path:
+    """A run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    run(command(workdir))
+    return workdir
+
+
+def test_every_step_has_one_line_and_the_loss_starts_at_ln_2(finished):
+    lines = comparable(finished)
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    assert lines[0]["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
+    assert all(abs(value) < 1e6 for line in lines for value in line.values())  # NaN fails this too
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_manifest_names_data_versions_and_recipe(finished, parquet):
+    manifest = json.loads((finished / "manifest.json").read_text())
+    records = sources.read(parquet)
+    assert manifest["data"]["rows"] == len(records) == 24
+    assert manifest["data"]["digest"] == sources.digest(records)
+    assert manifest["data"]["path"] == str(parquet)
+    assert manifest["recipe"] == json.loads((finished / "config.json").read_text())
+    assert {"jax", "flax", "rlhfv_jax", "python"} <= set(manifest["versions"])
+
+
+# Seconds after the given line appears: before the first checkpoint, around its write, and later.
+@pytest.mark.parametrize(("line", "delay"), [(1, 0.0), (3, 0.02), (6, 0.2)])
+def test_killed_at_any_step_and_started_again_the_metrics_equal_the_uninterrupted_runs(
+    finished, command, tmp_path, line, delay
+):
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(**command(workdir))
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and path.read_text().count("\n") >= line:
+            time.sleep(delay)
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    run(command(workdir))
+    assert comparable(workdir) == comparable(finished)
+
+
+def test_a_finished_run_started_again_adds_nothing(finished, command):
+    before = (finished / "metrics.jsonl").read_bytes()
+    run(command(finished))
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_is_not_continued_with_other_settings_or_against_the_users_word(finished, command):
+    other = subprocess.run(**command(finished, "--config.ddpo.beta=0.1"), timeout=300)
+    assert other.returncode == 1 and "ddpo.beta: 0.5 against 0.1" in other.stderr
+    never = subprocess.run(**command(finished, "--resume=never"), timeout=300)
+    assert never.returncode == 1 and "already holds a run" in never.stderr
+
+
+def test_resume_from_a_checkpoint_of_another_run_continues_its_numbers(finished, command, tmp_path):
+    step = min(int(path.name) for path in (finished / "checkpoints").iterdir())
+    run(command(tmp_path / "branch", f"--resume={finished}/checkpoints/{step}"))
+    assert comparable(tmp_path / "branch") == comparable(finished)[step:]
+
+
+def test_a_model_trained_by_sft_is_a_starting_point_for_ddpo(command, tmp_path, parquet):
+    run(command(tmp_path / "sft", "--config.task=sft", f"--config.data.eval_path={parquet}", "--config.eval_every=5"))
+    lines = comparable(tmp_path / "sft")
+    evaluations = [line for line in lines if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [5, STEPS]
+    assert evaluations[1]["eval/loss"] < evaluations[0]["eval/loss"] < 7
+    run(command(tmp_path / "ddpo", f"--config.init_from={tmp_path / 'sft'}", "--config.tokenizer="))
+    first = comparable(tmp_path / "ddpo")[0]
+    assert first["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_base64": "bm90IGFuIGltYWdl"}, ("row 1", "image", "not a readable image")),
+        ({"chosen": ""}, ("row 1", "chosen", "empty")),
+        ({"rejected": "A dog."}, ("row 1", "chosen and rejected", "equal")),
+        ({"question": "What is <im_patch>?"}, ("row 1", "reserved token <im_patch>")),
+    ],
+)
+def test_bad_rows_stop_the_program_before_training_naming_file_row_and_field(
+    command, tmp_path, coco_records, change, words
+):
+    path = tmp_path / "bad.jsonl"
+    sources.write_jsonl(coco_records[:2], path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1] |= {"chosen": "A dog.", "rejected": "A cat."} | change
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = subprocess.run(**command(tmp_path / "run", data=path), timeout=300)
+    assert result.returncode == 1
+    assert all(word in result.stderr for word in ("error: ", "bad.jsonl", *words)), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
