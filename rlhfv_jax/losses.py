@@ -88,8 +88,8 @@ def preference_metrics(
 
 
 def sft(logps: jax.Array, weights: jax.Array, valid: jax.Array) -> tuple[jax.Array, Metrics]:
-    """Mean negative log-likelihood per scored token: float32[B, T-1] twice, bool[B] -> float32[] and metrics."""
-    credit = weights * valid[:, None]
+    """Mean negative log-likelihood per scored token: float32[B, G, T-1] twice, bool[B] -> float32[] and metrics."""
+    credit = weights * valid[:, None, None]
     tokens = jnp.sum(credit)
     loss = -jnp.sum(credit * logps) / jnp.maximum(tokens, 1.0)
     return loss, {"loss": loss, "tokens": tokens}

@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"llm/layers/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),  # [L, D, F]
     (r"llm/layers/mlp/down/kernel", P(None, "tensor", "fsdp")),  # [L, F, D]
     (r"llm/(layers/)?\w+_norm/scale", P()),
-    (r"tower/patch/kernel", P(None, "fsdp")),  # [3*p*p, D]
+    (r"tower/patch/(window/|out/)?kernel", P(None, "fsdp")),  # [3*p*p, D]
     (r"tower/(class_token|query|positions/[AB])", P()),
     (r"tower/layers/attention/[qkv]/[AB]/kernel", P(None, "fsdp", "tensor", None)),
     (r"tower/layers/attention/[qkv]/[AB]/bias", P(None, "tensor", None)),  # [L, N, H]

@@ -19,21 +19,21 @@ LossFn = Callable[[Any, Any], tuple[jax.Array, losses.Metrics]]  # (params, batc
 Step = Callable[[TrainState, Any], tuple[TrainState, losses.Metrics]]
 
 
-def pair_log_probs(model: vlm.Muffin, params: Any, batch: PairBatch) -> jax.Array:
-    """float32[B, 2, T-1], the log-prob of every target; the image is encoded once for both answers."""
+def batch_log_probs(model: vlm.Muffin, params: Any, batch: Batch) -> jax.Array:
+    """float32[B, G, T-1], the log-prob of every target of the G rows (2 for pairs); each image is encoded once."""
 
     def rows(x: jax.Array) -> jax.Array:
-        return rearrange(x, "b two ... -> (b two) ...")
+        return rearrange(x, "b g ... -> (b g) ...")
 
     logps = vlm.log_probs(model, params, batch.image, rows(batch.tokens), rows(batch.labels), rows(batch.lengths))
-    return rearrange(logps, "(b two) t -> b two t", two=2)
+    return rearrange(logps, "(b g) t -> b g t", g=batch.tokens.shape[1])
 
 
 def ddpo_loss(model: vlm.Muffin, beta: float, average: bool) -> LossFn:
     """The loss function of Dense DPO over a PairBatch; β and the averaging are constants of the program."""
 
     def loss_fn(params: Any, batch: PairBatch) -> tuple[jax.Array, losses.Metrics]:
-        logps = pair_log_probs(model, params, batch)
+        logps = batch_log_probs(model, params, batch)
         return losses.ddpo(logps, batch.ref_logps, batch.weights, batch.valid, beta=beta, average=average)
 
     return loss_fn
@@ -43,8 +43,7 @@ def sft_loss(model: vlm.Muffin) -> LossFn:
     """The loss function of supervised fine-tuning over an SftBatch."""
 
     def loss_fn(params: Any, batch: SftBatch) -> tuple[jax.Array, losses.Metrics]:
-        logps = vlm.log_probs(model, params, batch.image, batch.tokens, batch.labels, batch.lengths)
-        return losses.sft(logps, batch.weights, batch.valid)
+        return losses.sft(batch_log_probs(model, params, batch), batch.weights, batch.valid)
 
     return loss_fn
 
@@ -92,4 +91,4 @@ def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], losses.Metrics]:
 
 def reference(model: vlm.Muffin) -> Callable[[Any, PairBatch], jax.Array]:
     """Jitted (params, batch) -> float32[B, 2, T-1]: the very forward pass that the policy's loss runs."""
-    return jax.jit(lambda params, batch: pair_log_probs(model, params, batch))
+    return jax.jit(lambda params, batch: batch_log_probs(model, params, batch))

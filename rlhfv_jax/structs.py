@@ -30,13 +30,13 @@ class PairBatch(NamedTuple):
 
 
 class SftBatch(NamedTuple):
-    """A batch of answered questions for supervised fine-tuning; fields as in `PairBatch`, without the axis of two."""
+    """A batch of images, each with G rows of answered questions; fields as in `PairBatch`, with G in place of two."""
 
-    image: Array  # uint8[B, H, W, 3]
-    tokens: Array  # int32[B, T]
-    labels: Array  # int32[B, T-1]
-    weights: Array  # float32[B, T-1]
-    lengths: Array  # int32[B]
+    image: Array  # uint8[B, H, W, 3], encoded once for its rows
+    tokens: Array  # int32[B, G, T]
+    labels: Array  # int32[B, G, T-1]
+    weights: Array  # float32[B, G, T-1]
+    lengths: Array  # int32[B, G]
     row: Array  # int32[B]
     valid: Array  # bool[B]
 

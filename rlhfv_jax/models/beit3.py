@@ -6,7 +6,8 @@ Sub-LayerNorm: besides the usual pre-norms, one norm before the attention's outp
 feed-forward map. As torchscale's encoder with `multiway` and `subln`; GELU is exact, epsilon 1e-5.
 
 Parameters (E for the tower's width D, L axis first in layers, {A,B} the branches):
-    patch/{kernel [p*p*3, D], bias [D]}    class_token [D]    query [Q, D]    positions/{A [P+3, D], B [1024, D]}
+    patch/{kernel [p*p*3, D], bias [D]} (or patch/window, patch/out: `ConvStem`)
+    class_token [D]    query [Q, D]    positions/{A [P+3, D], B [1024, D]}
     layers/attention_norm/{A,B}/{scale,bias} [L, D]    layers/attention/inner_norm/{A,B}/{scale,bias} [L, D]
     layers/attention/{q,k,v}/{A,B}/{kernel [L,D,N,H], bias [L,N,H]}    .../o/{A,B}/{kernel [L,N,H,D], bias [L,D]}
     layers/mlp_norm/{A,B}/{scale,bias} [L, D]    layers/mlp/inner_norm/{A,B}/{scale,bias} [L, F]
@@ -44,6 +45,8 @@ class Beit3Config:
     query_positions: int = 1024
     norm_eps: float = 1e-5
     init_std: float | None = 0.02
+    position_std: float = 0.02  # small towers learn sooner from loud positions
+    stem: str = "linear"  # or "conv": half-size windows, GELU, summed, then a linear map; for small towers
 
     @property
     def patches(self) -> int:
@@ -136,6 +139,24 @@ class Block(nn.Module):
         return (a + da, b + db), None
 
 
+class ConvStem(nn.Module):
+    """Four half-size windows a patch, one linear map and GELU each, summed, and a second linear map.
+
+    Sharing the first map over the windows makes what is in a patch independent of where in it: small towers see sooner.
+    """
+
+    config: Beit3Config
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        c = self.config
+        size = c.patch // 2
+        x = rearrange(image, "b (y i p) (x j q) c -> b (y x) (i j) (p q c)", i=2, j=2, p=size, q=size)
+        x = gelu(Linear([size * size * 3], [c.width], True, c.init_std, self.dtype, name="window")(x))
+        return Linear([c.width], [c.width], True, c.init_std, self.dtype, name="out")(x.sum(axis=2))
+
+
 class Positions(nn.Module):
     """The two position tables, whole as in the checkpoint; rows below POSITION_OFFSET are never read."""
 
@@ -144,9 +165,8 @@ class Positions(nn.Module):
     @nn.compact
     def __call__(self) -> Streams:
         c = self.config
-        std = 0.02 if c.init_std is None else c.init_std
-        a = self.param("A", nn.initializers.normal(std), (c.patches + 3, c.width))
-        b = self.param("B", nn.initializers.normal(std), (c.query_positions, c.width))
+        a = self.param("A", nn.initializers.normal(c.position_std), (c.patches + 3, c.width))
+        b = self.param("B", nn.initializers.normal(c.position_std), (c.query_positions, c.width))
         first = POSITION_OFFSET
         return a[first:], b[first : first + c.queries]
 
@@ -162,11 +182,12 @@ class Beit3(nn.Module):
     def __call__(self, image: jax.Array) -> jax.Array:
         c = self.config
         batch = image.shape[0]
-        # A convolution whose stride is its window is a linear map of the patches.
-        patches = rearrange(image, "b (y p) (x q) c -> b (y x) (p q c)", p=c.patch, q=c.patch)
-        patches = Linear(
-            [c.patch * c.patch * 3], [c.width], use_bias=True, init_std=c.init_std, dtype=self.dtype, name="patch"
-        )(patches)
+        if c.stem == "conv":
+            patches = ConvStem(c, self.dtype, name="patch")(image)
+        else:  # a convolution whose stride is its window is a linear map of the patches
+            windows = rearrange(image, "b (y p) (x q) c -> b (y x) (p q c)", p=c.patch, q=c.patch)
+            size = c.patch * c.patch * 3
+            patches = Linear([size], [c.width], True, c.init_std, self.dtype, name="patch")(windows)
         class_token = self.param("class_token", normal_init(c.init_std, c.width), (c.width,))
         query = self.param("query", normal_init(c.init_std, c.width), (c.queries, c.width))
         image_positions, query_positions = Positions(c, name="positions")()
