@@ -44,6 +44,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.ddpo.average = True  # divide a response's score by the sum of its weights, equation 5
 
     c.optim = ml_collections.ConfigDict()
+    c.optim.name = "adamw"  # or "muon", for small models from random weights
     c.optim.lr = 5e-7  # section 4.1
     c.optim.epochs = 7.0  # section 4.1
     c.optim.steps = 0  # instead of epochs

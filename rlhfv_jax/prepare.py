@@ -102,12 +102,12 @@ def make_source(pairs: Pairs, s: Settings, tokenizer: MuffinTokenizer, ref_logps
     return pipeline.PairSource(pairs.encoded, s.model.tower.image_size, tokenizer.pad_id, length, ref_logps)
 
 
-def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, s: Settings) -> dict[str, Any]:
+def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, template: str) -> dict[str, Any]:
     """The JSON record of a checkpoint: with it, the checkpoint needs nothing else to be used."""
     return {
         "model": dataclasses.asdict(model.config),
         "tokenizer": base64.b64encode(tokenizer.model_bytes).decode(),
-        "template": s.data.template,
+        "template": template,
     }
 
 

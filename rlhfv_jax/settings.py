@@ -41,8 +41,9 @@ class Ddpo:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, its schedule, and what trains."""
+    """The optimizer, its schedule, and what trains."""
 
+    name: str
     lr: float
     epochs: float
     steps: int
@@ -93,6 +94,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.spans": ("auto", "diff"),
     "data.template": tuple(TEMPLATES),
     "data.too_long": ("error", "drop"),
+    "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
 }
 POSITIVE = ("data.max_length", "ddpo.gamma", "ddpo.beta", "optim.lr", "optim.batch_size", "keep", "log_every")
