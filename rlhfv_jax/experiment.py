@@ -180,6 +180,14 @@ def _starting_point(workdir: Path, resume: str, config: Mapping[str, Any]) -> Pa
         return None
     if resume == "never":
         raise UserError(f"{workdir} already holds a run, and --resume=never; choose another --workdir.")
+    check_same_config(workdir, config)
+    return checkpoint.find(workdir)
+
+
+def check_same_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Raises UserError where `workdir` holds a run of another configuration."""
+    if not (workdir / "config.json").exists():
+        return
     before = {k: v for k, v in _read_json(workdir / "config.json").items() if k not in FREE_KEYS}
     now = {k: v for k, v in json.loads(json.dumps(config)).items() if k not in FREE_KEYS}
     if lines := settings.differences(before, now):
@@ -187,7 +195,6 @@ def _starting_point(workdir: Path, resume: str, config: Mapping[str, Any]) -> Pa
             f"{workdir} holds a run with another configuration ({'; '.join(lines)}); choose another --workdir, or give "
             "the same settings to continue it."
         )
-    return checkpoint.find(workdir)
 
 
 def _sources(job: Job, state: TrainState, start: Path | None) -> tuple[Any, Any, dict[str, Any]]:

@@ -106,7 +106,7 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
 
     `model.llm.vocab_size` and `model.image_token` follow the tokenizer, so config files leave them at 0.
     """
-    settings = _build(Settings, values, "")
+    settings = build(Settings, values)
     for key, choices in CHOICES.items():
         if (value := get(settings, key)) not in choices:
             raise UserError(
@@ -152,7 +152,8 @@ def _check_model(model: MuffinConfig) -> None:
         )
 
 
-def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A frozen dataclass from nested plain values; raises UserError on an unknown, missing or mistyped key."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
@@ -166,7 +167,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
                 raise UserError(f"config.{prefix}{name} is a group of settings; set its members instead.")
-            arguments[name] = _build(typing.cast(type, kind), value, f"{prefix}{name}.")
+            arguments[name] = build(typing.cast(type, kind), value, f"{prefix}{name}.")
         else:
             arguments[name] = _typed(kind, value, f"{prefix}{name}")
     return cls(**arguments)

@@ -39,6 +39,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"tower/(\w+/)*(bias)|tower/layers/(\w+/)*(o|down)/[AB]/bias", P()),
     (r"projector/kernel", P("fsdp", None)),  # [E, D]
     (r"projector/bias", P()),
+    (r"probe/(kernel|bias)", P()),  # a small classifier beside the tower, for its warm-up
+    (r"ns_coeffs", P()),  # Muon's polynomial, part of its state
 )
 
 

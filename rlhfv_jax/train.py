@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from rlhfv_jax import cli, experiment
+from rlhfv_jax.miniature import pipeline
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "Directory of the run; made if it does not exist.")
@@ -31,7 +32,11 @@ def main() -> None:
 
 
 def _main() -> None:
-    experiment.train(cli.get_config(_CONFIG), Path(_WORKDIR.value), _RESUME.value)
+    config, workdir = cli.get_config(_CONFIG), Path(_WORKDIR.value)
+    if config.get("task") == "miniature":
+        pipeline.run(config, workdir)
+    else:
+        experiment.train(config, workdir, _RESUME.value)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,126 @@
+"""Endless drawn data with random access: what a row shows and says follows from (seed, split, row) alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlhfv_jax.data import pipeline
+from rlhfv_jax.data.chat import WORDS as TEMPLATE
+from rlhfv_jax.data.chat import encode_turns
+from rlhfv_jax.data.tokenizer import MuffinTokenizer
+from rlhfv_jax.miniature import captions, world
+from rlhfv_jax.miniature.captions import PROMPT, CaptionNoise
+from rlhfv_jax.structs import IGNORE, SftBatch
+
+# Disjoint splits; prompts for preference pairs, and a development split apart from the held-out one.
+SPLITS = ("vision", "sft", "it_vqa", "prompts", "dev", "test")
+LONGEST = captions.render("living room", [("person", "one", "red", "top-left")] * max(captions.MENTIONS))
+
+
+def rng_of(seed: int, split: str, row: int, stream: int = 0) -> np.random.Generator:
+    """The random stream of one row."""
+    return np.random.default_rng([seed, SPLITS.index(split), row, stream])
+
+
+def scenes(seed: int, split: str, count: int) -> list[world.Scene]:
+    """The first `count` scenes of a split."""
+    return [world.sample_scene(rng_of(seed, split, row)) for row in range(count)]
+
+
+def row_length(tokenizer: MuffinTokenizer, queries: int) -> int:
+    """The static length that every caption row fits."""
+    tokens, _, _ = encode_turns(tokenizer, TEMPLATE, [(PROMPT, LONGEST)], queries)
+    return pipeline.bucket(len(tokens))
+
+
+class VisionBatch(NamedTuple):
+    """Images and what each of their 16 cells shows, for the vision warm-up."""
+
+    image: Any  # uint8[B, 64, 64, 3]
+    labels: Any  # int32[B, 16]
+
+
+@dataclass(frozen=True)
+class VisionSource:
+    """`source[row]` is a VisionBatch without its leading axis (a grain data source)."""
+
+    seed: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, row: Any) -> VisionBatch:
+        scene = world.sample_scene(rng_of(self.seed, "vision", int(row)))
+        return VisionBatch(world.draw(scene), world.cell_labels(scene))
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Supervised rows about drawn scenes: `source[row]` is an SftBatch without its leading axis.
+
+    Each image has a caption row (unless `caption_noise` is None) and a row of as many short questions as fit. `crop` is
+    the probability of an untrustworthy crop: a window of 80 to 100 % of the side, resized, the text unchanged.
+    """
+
+    seed: int
+    split: str
+    size: int
+    tokenizer: MuffinTokenizer
+    queries: int
+    length: int  # of a row, from `row_length`
+    caption_noise: CaptionNoise | None
+    vqa_noise: float
+    crop: float = 0.0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, row: Any) -> SftBatch:
+        row = int(row)
+        scene = world.sample_scene(rng_of(self.seed, self.split, row))
+        rng = rng_of(self.seed, self.split, row, stream=1)
+        conversations = [self._questions(captions.vqa_turns(scene, rng, self.vqa_noise))]
+        if self.caption_noise is not None:
+            conversations.insert(0, [(PROMPT, captions.caption(scene, rng, self.caption_noise))])
+        image = world.draw(scene)
+        if rng.random() < self.crop:
+            image = random_crop(image, rng)
+        return self._item(image, conversations, row)
+
+    def _questions(self, turns: Sequence[captions.Turn]) -> list[tuple[str, str]]:
+        """As many turns as fit a row; a turn is its words and two marks."""
+        room = self.length - self.queries - 3  # image borders and <s>
+        chosen = []
+        for turn in turns:
+            room -= len(turn.question.split()) + len(turn.answer.split()) + 2
+            if room < 0:
+                break
+            chosen.append((turn.question, turn.answer))
+        return chosen
+
+    def _item(self, image: np.ndarray, conversations: Sequence[Sequence[tuple[str, str]]], row: int) -> SftBatch:
+        encoded = [encode_turns(self.tokenizer, TEMPLATE, turns, self.queries) for turns in conversations]
+        labels = np.stack([pipeline.pad(labels, self.length - 1, IGNORE) for _, labels, _ in encoded])
+        return SftBatch(
+            image=image,
+            tokens=np.stack([pipeline.pad(tokens, self.length, self.tokenizer.pad_id) for tokens, _, _ in encoded]),
+            labels=labels,
+            weights=(labels != IGNORE).astype(np.float32),
+            lengths=np.asarray([len(tokens) for tokens, _, _ in encoded], np.int32),
+            row=np.int32(row),
+            valid=np.bool_(True),
+        )
+
+
+def random_crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random window of 80 to 100 % of the side, resized to the image's size: uint8[S, S, 3] both ways."""
+    from PIL import Image
+
+    size = image.shape[0]
+    side = int(rng.integers(int(0.8 * size), size + 1))
+    top, left = rng.integers(0, size - side + 1, size=2)
+    window = Image.fromarray(image[top : top + side, left : left + side])
+    return np.asarray(window.resize((size, size), Image.Resampling.BICUBIC))

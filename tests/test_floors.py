@@ -1,0 +1,157 @@
+"""The house plan, held: a file imports only from strictly lower floors, and stays small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "rlhfv_jax"
+
+FLOOR = {
+    "rlhfv_jax": 0,
+    "rlhfv_jax.data": 0,
+    "rlhfv_jax.decoding": 0,
+    "rlhfv_jax.models": 0,
+    "rlhfv_jax.ops": 0,
+    "rlhfv_jax.errors": 0,
+    "rlhfv_jax.structs": 0,
+    "rlhfv_jax.trees": 0,
+    "rlhfv_jax.losses": 1,
+    "rlhfv_jax.metrics": 1,
+    "rlhfv_jax.sharding": 1,
+    "rlhfv_jax.ops.attention": 1,
+    "rlhfv_jax.ops.logprobs": 1,
+    "rlhfv_jax.data.images": 1,
+    "rlhfv_jax.data.segments": 1,
+    "rlhfv_jax.data.sources": 1,
+    "rlhfv_jax.data.tokenizer": 1,
+    "rlhfv_jax.checkpoint": 2,
+    "rlhfv_jax.optim": 2,
+    "rlhfv_jax.data.chat": 2,
+    "rlhfv_jax.models.layers": 2,
+    "rlhfv_jax.data.pipeline": 3,
+    "rlhfv_jax.models.beit3": 3,
+    "rlhfv_jax.models.llama": 3,
+    "rlhfv_jax.models.vlm": 4,
+    "rlhfv_jax.decoding.sample": 5,
+    "rlhfv_jax.loop": 5,
+    "rlhfv_jax.refcache": 5,
+    "rlhfv_jax.settings": 5,
+    "rlhfv_jax.steps": 5,
+    "rlhfv_jax.prepare": 6,
+    "rlhfv_jax.experiment": 7,
+    "rlhfv_jax.cli": 8,
+    "rlhfv_jax.train": 9,
+    "rlhfv_jax.__main__": 10,
+}
+FLAGS_FLOOR = FLOOR["rlhfv_jax.cli"]  # from here on a file may read flags and ConfigDicts
+
+# The subset of flax.linen that the models are written in: no mutable collections, no boxes, no logical axes.
+LINEN = {"Module", "compact", "scan", "remat", "broadcast", "initializers", "silu"}
+FORBIDDEN_METHODS = {"sow", "variable", "put_variable", "perturb", "make_rng"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {name_of(path): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(name: str) -> set[str]:
+    """Every module that the file imports, at any depth; `from a import b` is a.b where that is a module."""
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in TREES else node.module)
+    return found
+
+
+def roots(name: str) -> set[str]:
+    return {module.split(".")[0] for module in imports(name)}
+
+
+def test_every_module_has_a_floor_and_every_floor_a_module():
+    assert set(FLOOR) == set(TREES)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_module_imports_from_strictly_lower_floors(name):
+    inner = {module for module in imports(name) if module.split(".")[0] == "rlhfv_jax"}
+    assert sorted(module for module in inner if FLOOR[module] >= FLOOR[name]) == []
+
+
+def test_data_never_imports_jax():
+    outside = {"jax", "jaxlib", "flax", "optax", "orbax"}
+    for name in TREES:
+        if name.startswith(("rlhfv_jax.data", "rlhfv_jax.structs", "rlhfv_jax.errors")):
+            assert not roots(name) & outside, name
+
+
+def test_models_and_data_do_not_know_each_other():
+    for name in TREES:
+        other = {"models": "rlhfv_jax.data", "data": "rlhfv_jax.models"}.get(name.split(".")[1] if "." in name else "")
+        assert other is None or not any(module.startswith(other) for module in imports(name)), name
+
+
+def test_losses_never_see_a_model():
+    assert not any(module.startswith(("rlhfv_jax", "flax")) for module in imports("rlhfv_jax.losses"))
+
+
+def test_only_programs_read_flags_and_config_dicts():
+    readers = {name for name in TREES if roots(name) & {"absl", "ml_collections"}}
+    assert "rlhfv_jax.cli" in readers
+    assert sorted(name for name in readers if FLOOR[name] < FLAGS_FLOOR) == []
+
+
+def test_models_keep_to_the_linen_subset():
+    used = set()
+    for name, tree in TREES.items():
+        flax = {module for module in imports(name) if module.split(".")[0] == "flax"}
+        assert not flax or (flax == {"flax.linen"} and name.startswith("rlhfv_jax.models.")), name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module is None or not node.module.startswith("flax"), f"{name}: write `nn.`"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "nn":
+                used.add(node.attr)
+            if flax and isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                assert node.func.attr not in FORBIDDEN_METHODS, f"{name}: {node.func.attr}"
+    assert used == LINEN
+
+
+def test_only_the_attention_room_knows_attention_back_ends():
+    for name, tree in TREES.items():
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert name == "rlhfv_jax.ops.attention" or not attributes & {"dot_product_attention", "pallas"}, name
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_files_and_functions_stay_small(name):
+    assert len(SOURCES[name].read_text().splitlines()) <= 400
+    long = [
+        node.name
+        for node in ast.walk(TREES[name])
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80
+    ]
+    assert long == []
+
+
+def test_most_files_are_under_250_lines():
+    lengths = [len(path.read_text().splitlines()) for path in SOURCES.values()]
+    assert sum(length < 250 for length in lengths) > 0.8 * len(lengths)
+
+
+def test_there_is_no_room_for_odds_and_ends():
+    assert {name.split(".")[-1] for name in TREES}.isdisjoint({"utils", "util", "helpers", "common", "misc"})
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_file_says_what_it_is(name):
+    assert ast.get_docstring(TREES[name])
