@@ -28,7 +28,7 @@ def demo() -> ml_collections.ConfigDict:
     tower = Beit3Config(
         64, 16, 96, 2, 4, 192, queries=16, query_positions=32, init_std=None, position_std=0.5, stem="conv"
     )
-    llm = LlamaConfig(0, width=96, layers=2, heads=4, kv_heads=4, ffn=256, init_std=None)
+    llm = LlamaConfig(0, width=96, layers=2, heads=4, kv_heads=4, ffn=256, init_std=None, unroll=2)
     c.model = dataclasses.asdict(MuffinConfig(tower, llm, image_token=0))  # the tokenizer decides vocabulary and token
 
     # Text that does not match its image is what teaches the base to hallucinate (paper, section 3.2).

@@ -45,6 +45,7 @@ class Beit3Config:
     query_positions: int = 1024
     norm_eps: float = 1e-5
     init_std: float | None = 0.02
+    unroll: int = 1  # layers a turn of the loop; a stack of two runs a quarter faster unrolled on a CPU
     position_std: float = 0.02  # small towers learn sooner from loud positions
     stem: str = "linear"  # or "conv": half-size windows, GELU, summed, then a linear map; for small towers
 
@@ -200,6 +201,7 @@ class Beit3(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=c.layers,
+            unroll=c.unroll,
         )(c, self.dtype, name="layers")
         (a, b), _ = layers((a, b), None)
         # Both branches of the norm exist in a checkpoint, but only the queries' outputs leave the tower.

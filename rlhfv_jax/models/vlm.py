@@ -89,7 +89,7 @@ def splice(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.Arra
     are unchanged. That a row has Q slots or none is checked where rows are made (`data.chat`).
     """
     order = jnp.clip(jnp.cumsum(slots, axis=1) - 1, 0, features.shape[1] - 1)
-    placed = jnp.take_along_axis(features, order[..., None], axis=1)
+    placed = jax.vmap(lambda rows, index: rows[index])(features, order)  # whole rows: their gradient is a cheap scatter
     return jnp.where(slots[..., None], placed.astype(embeds.dtype), embeds)
 
 
@@ -118,7 +118,9 @@ def muffin_13b(vocab_size: int = 32_004, image_token: int = 32_001) -> MuffinCon
 def muffin_mini(vocab_size: int, image_token: int) -> MuffinConfig:
     """The same modules, small enough for two CPU cores."""
     return MuffinConfig(
-        tower=Beit3Config(64, 16, width=64, layers=2, heads=4, ffn=128, queries=16, query_positions=32, init_std=None),
-        llm=LlamaConfig(vocab_size, width=128, layers=2, heads=4, kv_heads=4, ffn=256, init_std=None),
+        tower=Beit3Config(
+            64, 16, width=64, layers=2, heads=4, ffn=128, queries=16, query_positions=32, init_std=None, unroll=2
+        ),
+        llm=LlamaConfig(vocab_size, width=128, layers=2, heads=4, kv_heads=4, ffn=256, init_std=None, unroll=2),
         image_token=image_token,
     )
