@@ -38,7 +38,8 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line. Raises UserError on a loss that is not finite: nothing after it can be right."""
         line = {"step": step} | {name: float(value) for name, value in values.items()}
-        self._file.write(json.dumps(line) + "\n")
+        # JSON knows no NaN and no infinity; null stands for both.
+        self._file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
         for name, value in values.items():
             self._events.add_scalar(name, float(value), step)
         loss = line.get("loss", line.get("eval/loss", 0.0))

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from rlhfv_jax.errors import UserError
 
@@ -16,6 +16,8 @@ def decode(data: bytes, size: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"not a readable image ({str(error).splitlines()[0]})") from error
+    except UnidentifiedImageError as error:
+        raise UserError("not a readable image (unknown format)") from error
+    except Exception as error:  # a damaged file makes a decoder raise anything
+        raise UserError(f"not a readable image ({type(error).__name__}: {error})") from error
     return np.asarray(resized, np.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhfv_jax.data import images, segments, sources
 from rlhfv_jax.data.chat import Row, Template, encode_row
-from rlhfv_jax.data.tokenizer import MuffinTokenizer
+from rlhfv_jax.data.tokenizer import MuffinTokenizer, find_reserved
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import IGNORE, PairBatch, SftBatch
 
@@ -84,6 +84,8 @@ def encode_pairs(
 def _encode(
     record: sources.PreferenceRecord, side: str, tokenizer: MuffinTokenizer, template: Template, queries: int
 ) -> Row:
+    if token := find_reserved(record.question):
+        raise UserError(f"{record.where}, question: the text contains the reserved token {token}.")
     try:
         return encode_row(tokenizer, template, record.question, getattr(record, side), queries)
     except UserError as error:
@@ -94,12 +96,20 @@ def _corrected(record: sources.PreferenceRecord, rows: Sequence[Row], use_segmen
     """For (chosen, rejected), a mark for each token of the answer."""
     if use_segments and record.segments is not None:
         return [
-            segments.inside(row.spans, [(segment.start, segment.end) for segment in side])
-            for row, side in zip(rows, record.segments, strict=True)
+            segments.inside(row.spans, [_without_space(text, segment) for segment in side])
+            for row, text, side in zip(rows, (record.chosen, record.rejected), record.segments, strict=True)
         ]
     chosen, rejected = (row.tokens[row.answer].tolist() for row in rows)
     marks = segments.changed(rejected, chosen)
     return [marks[1], marks[0]]
+
+
+def _without_space(text: str, segment: sources.Segment) -> tuple[int, int]:
+    """The segment's characters without white space around them: a double click also takes the space after a word,
+    which is part of the next word's token."""
+    words = text[segment.start : segment.end]
+    lead = len(words) - len(words.lstrip())
+    return segment.start + lead, segment.start + max(lead, len(words.rstrip()))
 
 
 def _credit(row: Row, corrected: Sequence[bool], gamma: float) -> np.ndarray:

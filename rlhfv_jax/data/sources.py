@@ -7,12 +7,11 @@ image_base64; optional id and origin. Segments travel beside either as `<name>.s
 """
 
 import base64
-import binascii
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,7 @@ def _read_parquet(path: Path) -> Iterator[PreferenceRecord]:
         where = f"{path}, row {row}"
         text = _json_object(values["text"], f"{where}, text")
         image = values["image"] or {}
-        if not isinstance(image, dict) or not image.get("bytes"):
+        if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes) or not image["bytes"]:
             raise UserError(f"{where}, image: expected a struct with encoded bytes, found none.")
         if values["idx"] is None:
             raise UserError(f"{where}, idx: expected a number that identifies the pair, found null.")
@@ -118,8 +117,11 @@ def _read_jsonl(path: Path) -> Iterator[PreferenceRecord]:
     for row, line in jsonl_lines(path):
         where = f"{path}, row {row}"
         values = _json_object(line, where)
+        identity = values.get("id", row)
+        if isinstance(identity, bool) or not isinstance(identity, str | int):
+            raise UserError(f"{where}, id: expected text or a number, found {type(identity).__name__}.")
         image = _jsonl_image(values, path.parent, where)
-        yield _record(str(values.get("id", row)), image, values, str(values.get("origin", "")), where)
+        yield _record(str(identity), image, values, str(values.get("origin", "")), where)
 
 
 def jsonl_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -136,15 +138,20 @@ def jsonl_lines(path: Path) -> Iterator[tuple[int, str]]:
 def _jsonl_image(values: dict[str, Any], folder: Path, where: str) -> bytes:
     if isinstance(encoded := values.get("image_base64"), str):
         try:
-            return base64.b64decode(encoded, validate=True)
-        except binascii.Error as error:
+            image = base64.b64decode(encoded, validate=True)
+        except ValueError as error:
             raise UserError(f"{where}, image_base64: not base64 ({error}).") from error
+        if not image:
+            raise UserError(f"{where}, image_base64: the image is empty.")
+        return image
     if not isinstance(name := values.get("image"), str):
         raise UserError(f"{where}: expected a field image (a path) or image_base64, found {', '.join(values)}.")
     try:
         return (folder / name).read_bytes()
-    except OSError as error:
-        raise UserError(f"{where}, image: cannot read {folder / name} ({error.strerror}).") from error
+    except (OSError, ValueError) as error:  # a ValueError where the path holds a NUL
+        raise UserError(
+            f"{where}, image: cannot read {folder / name} ({getattr(error, 'strerror', error)})."
+        ) from error
 
 
 def _json_object(text: Any, where: str) -> dict[str, Any]:
@@ -166,6 +173,10 @@ def _record(identity: str, image: bytes, fields: dict[str, Any], origin: str, wh
             raise UserError(f"{where}, {name}: expected text, found {type(fields[name]).__name__}.")
         if not fields[name].strip():
             raise UserError(f"{where}, {name}: the text is empty.")
+        try:
+            fields[name].encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}, {name}: the text holds half a surrogate pair.") from error
         texts[name] = fields[name]
     if texts["chosen"] == texts["rejected"]:
         raise UserError(f"{where}, chosen and rejected: the two answers are equal, so the pair prefers nothing.")
@@ -183,6 +194,8 @@ def read_segments(path: Path) -> dict[str, dict[str, Any]]:
         value = _json_object(line, f"{path}, row {row}")
         if "id" not in value:
             raise UserError(f"{path}, row {row}, id: the field is missing.")
+        if str(value["id"]) in sidecar:
+            raise UserError(f"{path}, row {row}, id: {str(value['id'])!r} was used before.")
         sidecar[str(value["id"])] = value | {"where": f"{path}, row {row}"}
     return sidecar
 
@@ -193,10 +206,10 @@ def _with_segments(record: PreferenceRecord, sidecar: dict[str, Any] | None) -> 
     sides = []
     for side, answer in (("chosen", record.chosen), ("rejected", record.rejected)):
         where = f"{sidecar['where']}, {side}"
-        try:
-            segments = tuple(Segment(int(s["start"]), int(s["end"]), str(s.get("type", ""))) for s in sidecar[side])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{where}: expected a list of objects with start, end and type ({error!r}).") from error
+        found = sidecar.get(side)
+        if not isinstance(found, list) or not all(map(_is_segment, found)):
+            raise UserError(f"{where}: expected a list of objects with start, end and type, found {found!r}.")
+        segments = tuple(Segment(s["start"], s["end"], str(s.get("type", ""))) for s in found)
         for segment in segments:
             if not 0 <= segment.start <= segment.end <= len(answer):
                 raise UserError(
@@ -206,12 +219,19 @@ def _with_segments(record: PreferenceRecord, sidecar: dict[str, Any] | None) -> 
     return dataclasses.replace(record, segments=(sides[0], sides[1]))
 
 
+def _is_segment(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(value.get(name)) is int for name in ("start", "end"))
+
+
 def write_parquet(records: Sequence[PreferenceRecord], path: str | Path, ds_name: str = "rlhf-v") -> None:
     """Writes the published schema; numeric ids become `idx`, other ids are an error. Segments go to the sidecar."""
     path = Path(path)
     for record in records:
-        if not record.id.isdecimal():
-            raise UserError(f"Cannot write {path}: the parquet schema needs a number as id, found {record.id!r}.")
+        if (
+            not (record.id.isascii() and record.id.isdecimal() and str(int(record.id)) == record.id)
+            or int(record.id) >= 2**63
+        ):
+            raise UserError(f"Cannot write {path}: the parquet schema needs a whole number as id, found {record.id!r}.")
     rows = [
         {
             "ds_name": ds_name,
@@ -224,10 +244,8 @@ def write_parquet(records: Sequence[PreferenceRecord], path: str | Path, ds_name
         }
         for record in records
     ]
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, PARQUET_SCHEMA), temporary)
-    _write_segments(records, path)
-    os.replace(temporary, path)
+    table = pa.Table.from_pylist(rows, PARQUET_SCHEMA)
+    _write(path, records, lambda temporary: pq.write_table(table, temporary))
 
 
 def write_jsonl(records: Sequence[PreferenceRecord], path: str | Path) -> None:
@@ -244,30 +262,36 @@ def write_jsonl(records: Sequence[PreferenceRecord], path: str | Path) -> None:
         }
         for record in records
     ]
-    _write_segments(records, path)
-    _write_lines(path, lines)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    _write(path, records, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _write_segments(records: Sequence[PreferenceRecord], path: Path) -> None:
+def _write(path: Path, records: Sequence[PreferenceRecord], write: Callable[[Path], Any]) -> None:
+    """Writes the file and its segments under temporary names, then renames both; a failure leaves the old ones."""
+    sidecar = segments_path(path)
+    temporary, temporary_sidecar = (file.with_name(file.name + ".tmp") for file in (path, sidecar))
     lines = [
         {"id": record.id}
         | {
-            side: [segment.__dict__ for segment in segments]
+            side: [dataclasses.asdict(segment) for segment in segments]
             for side, segments in zip(("chosen", "rejected"), record.segments, strict=True)
         }
         for record in records
         if record.segments is not None
     ]
-    if lines:
-        _write_lines(segments_path(path), lines)
-    else:
-        segments_path(path).unlink(missing_ok=True)  # an older file's segments do not belong to these records
-
-
-def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        temporary_sidecar.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        if lines:
+            os.replace(temporary_sidecar, sidecar)
+        else:
+            sidecar.unlink(missing_ok=True)  # an older file's segments do not belong to these records
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        temporary_sidecar.unlink(missing_ok=True)
 
 
 def digest(records: Sequence[PreferenceRecord]) -> str:

@@ -43,7 +43,10 @@ class MuffinTokenizer:
     def from_file(cls, path: str | Path) -> "MuffinTokenizer":
         """Reads a sentencepiece .model file; raises UserError where it is none."""
         try:
-            return cls(Path(path).read_bytes())
+            tokenizer = cls(Path(path).read_bytes())
+            if tokenizer.vocab_size == len(ADDED):  # sentencepiece takes an empty file for an empty model
+                raise RuntimeError("no pieces")
+            return tokenizer
         except OSError as error:
             raise UserError(f"Cannot read the tokenizer {path}: {error.strerror or error}.") from error
         except RuntimeError as error:

@@ -24,7 +24,8 @@ def token_log_probs(hidden: jax.Array, head: jax.Array, labels: jax.Array, vocab
     """
     chex.assert_equal_shape_prefix([hidden, labels], labels.ndim)
     logits = jnp.einsum("...td,dv->...tv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    logits = jnp.where(jnp.arange(head.shape[1]) < vocab_size, logits, -jnp.inf)
+    column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    logits = jnp.where(column < vocab_size, logits, -jnp.inf)
     # A comparison instead of a gather: it fuses with the sums, and its gradient needs no scatter.
-    picked = jnp.sum(jnp.where(jnp.arange(head.shape[1]) == labels[..., None], logits, 0.0), axis=-1)
+    picked = jnp.sum(jnp.where(column == labels[..., None], logits, 0.0), axis=-1)
     return jnp.where(labels == IGNORE, 0.0, picked - jax.nn.logsumexp(logits, axis=-1))
