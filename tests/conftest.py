@@ -6,7 +6,6 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from rlhfv_jax.data import sources  # noqa: E402
 from rlhfv_jax.data.tokenizer import MuffinTokenizer  # noqa: E402

@@ -118,7 +118,7 @@ def test_spans_map_answer_tokens_to_their_characters(llama, tokenizer, answer):
         row = encode_row(model, MUFFIN, "What is this?", answer, queries=3)
         ids = row.tokens[row.answer].tolist()
         assert len(row.spans) == len(ids)
-        assert all(0 <= a <= b <= len(answer) for a, b in row.spans)
+        assert all(0 <= a < b <= len(answer) for a, b in row.spans)
         assert {i for a, b in row.spans for i in range(a, b)} >= {i for i, c in enumerate(answer) if not c.isspace()}
         for token, (a, b) in zip(ids, row.spans, strict=True):
             if not (piece := model.piece(token)).startswith("<0x"):

@@ -217,6 +217,7 @@ BAD_LINES = {
     "image path with NUL": (json.dumps(GOOD | {"image": "a\0b"}), ["image"]),
     "image that is a number": (json.dumps(GOOD | {"image": 3}), ["image"]),
     "bad base64": (json.dumps(GOOD | {"image_base64": "a"}), ["image_base64", "not base64"]),
+    "base64 with other characters": (json.dumps(GOOD | {"image_base64": "cGl4*ZWxz"}), ["image_base64", "not base64"]),
     "base64 beyond ASCII": (json.dumps(GOOD | {"image_base64": "é"}), ["image_base64", "not base64"]),
     "empty base64": (json.dumps(GOOD | {"image_base64": ""}), ["image_base64"]),
     "no question": (json.dumps({"chosen": "a", "rejected": "b"} | IMAGE), ["question", "missing"]),
