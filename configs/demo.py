@@ -33,7 +33,7 @@ def demo() -> ml_collections.ConfigDict:
 
     # Text that does not match its image is what teaches the base to hallucinate (paper, section 3.2).
     c.noise = ml_collections.ConfigDict()
-    c.noise.absent = 0.22  # share of mentions that name a core object of the place which is not there
+    c.noise.absent = 0.14  # share of mentions that name a core object of the place which is not there
     c.noise.vqa = 0.3  # share of short answers given without a look
 
     c.vision = optimizer("muon", lr=1e-2, steps=400, batch_size=32)  # tower: name what each cell shows
@@ -83,8 +83,8 @@ def optimizer(name: str, lr: float, steps: int, batch_size: int) -> ml_collectio
 
 def smoke() -> ml_collections.ConfigDict:
     c = demo()
-    c.vision.steps = 4
-    c.sft.steps = 4
+    c.vision.steps = 20
+    c.sft.steps = 80
     c.it_vqa.steps = 2
     c.align.steps = 2
     c.scaling = False

@@ -1,0 +1,151 @@
+"""The jitted programs on the tiny model: what a step computes, on how many devices, and how often it is traced."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhfv_jax import optim, sharding, steps, trees
+from rlhfv_jax.models import vlm
+from rlhfv_jax.structs import IGNORE, PairBatch, SftBatch
+
+B, T, GAMMA = 8, 24, 5.0
+
+
+def pairs(seed=0, length=T) -> PairBatch:
+    """Random images and answers; the first eight tokens are a prompt with the image."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 90, (B, 2, length)).astype(np.int32)
+    tokens[:, :, :8] = tokens[:1, :1, :8]
+    tokens[:, :, 2:6] = 97
+    lengths = rng.integers(16, T + 1, (B, 2)).astype(np.int32)
+    index = np.arange(length - 1)
+    scored = (index >= 7) & (index < lengths[..., None] - 1)
+    labels = np.where(scored, tokens[:, :, 1:], IGNORE).astype(np.int32)
+    corrected = scored & (rng.random(scored.shape) < 0.3)
+    return PairBatch(
+        image=rng.integers(0, 256, (B, 32, 32, 3)).astype(np.uint8),
+        tokens=tokens,
+        labels=labels,
+        weights=(scored + (GAMMA - 1) * corrected).astype(np.float32),
+        lengths=lengths,
+        ref_logps=np.zeros((B, 2, length - 1), np.float32),
+        row=np.arange(B, dtype=np.int32),
+        valid=np.ones(B, bool),
+    )
+
+
+def setup(config, params, mesh, trainable="full", lr=1e-3, loss=None):
+    model = vlm.Muffin(config)
+    schedule = optim.schedule(lr, 20, 0.0)
+    updater = steps.Updater(optim.adamw(schedule), schedule, optim.trainable_mask(params, trainable))
+    placed = jax.device_put(jax.tree.map(jnp.array, params), sharding.shardings(params, mesh))
+    state = updater.init(placed)
+    loss = loss or steps.ddpo_loss(model, 0.5, True)
+    return model, state, updater.step(loss, mesh, state)
+
+
+def run(config, params, mesh, count=3):
+    with jax.set_mesh(mesh):
+        model, state, step = setup(config, params, mesh)
+        batch = sharding.put(pairs(), mesh)
+        batch = batch._replace(ref_logps=steps.reference(model)(state.params, batch))
+        history = []
+        for _ in range(count):
+            state, metrics = step(state, batch)
+            history.append(jax.device_get(metrics))
+    return history, jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def single(tiny_config, tiny_params):
+    return run(tiny_config, tiny_params, sharding.make_mesh(fsdp=1))
+
+
+def test_the_first_loss_is_ln_2_and_overfitting_lowers_it(single):
+    history, state = single
+    assert history[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert abs(history[0]["rewards/chosen"]) < 1e-5 and abs(history[0]["rewards/rejected"]) < 1e-5
+    assert history[0]["loss"] > history[1]["loss"] > history[2]["loss"]
+    assert int(state.step) == 3
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_one_device_and_eight_agree_to_rounding(single, tiny_config, tiny_params, axes):
+    history, state = run(tiny_config, tiny_params, sharding.make_mesh(**axes))
+    for ours, theirs in zip(history, single[0], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    # Adam turns a rounding-sized gradient into a step of the learning rate's size: three steps of 1e-3 bound it.
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(single[1].params), strict=True):
+        assert np.abs(a - b).max() < 3e-3
+        assert np.abs(a - b).mean() < 2e-5
+
+
+def test_a_step_is_traced_once_a_shape(tiny_config, tiny_params):
+    mesh = sharding.make_mesh(fsdp=1)
+    with jax.set_mesh(mesh):
+        loss = chex.assert_max_traces(steps.ddpo_loss(vlm.Muffin(tiny_config), 0.5, True), n=1)
+        _, state, step = setup(tiny_config, tiny_params, mesh, loss=loss)
+        for seed in range(4):
+            state, _ = step(state, sharding.put(pairs(seed), mesh))
+        with pytest.raises(AssertionError, match="traced"):  # the guard itself can fail
+            step(state, sharding.put(pairs(0, T + 8), mesh))
+
+
+def test_longer_padding_changes_neither_loss_nor_gradients(tiny_config, tiny_params):
+    loss = steps.ddpo_loss(vlm.Muffin(tiny_config), 0.5, True)
+    gradient = jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))
+    short, room = pairs(), ((0, 0), (0, 0), (0, 8))
+    longer = short._replace(
+        tokens=np.pad(short.tokens, room, constant_values=99),
+        labels=np.pad(short.labels, room, constant_values=IGNORE),
+        weights=np.pad(short.weights, room),
+        ref_logps=np.pad(short.ref_logps, room),
+    )
+    (a, grads_a), (b, grads_b) = gradient(tiny_params, short), gradient(tiny_params, longer)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+    for x, y in zip(jax.tree.leaves(grads_a), jax.tree.leaves(grads_b), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_frozen_parameters_do_not_move_and_carry_no_optimizer_state(tiny_config, tiny_params):
+    mesh = sharding.make_mesh(fsdp=8)
+    with jax.set_mesh(mesh):
+        _, state, step = setup(tiny_config, tiny_params, mesh, trainable="frozen_A")
+        moments = [path for path, _ in trees.paths(state.opt_state) if "/mu/" in path]
+        for _ in range(2):
+            state, _ = step(state, sharding.put(pairs(), mesh))
+    moved = {
+        path
+        for (path, after), (_, before) in zip(trees.paths(state.params), trees.paths(tiny_params), strict=True)
+        if not np.array_equal(np.asarray(after), np.asarray(before))
+    }
+    frozen = {path for path, _ in trees.paths(tiny_params) if "/A/" in path or path.endswith("positions/A")}
+    frozen |= {"tower/patch/kernel", "tower/patch/bias", "tower/class_token"}
+    everything = {path for path, _ in trees.paths(tiny_params)}
+    assert moved == everything - frozen
+    assert {path.split("/mu/")[1] for path in moments} == everything - frozen
+
+
+def test_the_state_is_donated(tiny_config, tiny_params):
+    mesh = sharding.make_mesh(fsdp=1)
+    with jax.set_mesh(mesh):
+        _, state, step = setup(tiny_config, tiny_params, mesh)
+        step(state, sharding.put(pairs(), mesh))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_supervised_fine_tuning_learns_an_answer(tiny_config, tiny_params):
+    p = pairs()
+    batch = SftBatch(p.image, p.tokens, p.labels, (p.labels != IGNORE).astype(np.float32), p.lengths, p.row, p.valid)
+    mesh = sharding.make_mesh(fsdp=1)
+    with jax.set_mesh(mesh):
+        model = vlm.Muffin(tiny_config)
+        _, state, step = setup(tiny_config, tiny_params, mesh, lr=1e-2, loss=steps.sft_loss(model))
+        losses = []
+        for _ in range(8):
+            state, metrics = step(state, sharding.put(batch, mesh))
+            losses.append(float(metrics["loss"]))
+    assert losses[0] > 4 and losses[-1] < 0.8 * losses[0]
