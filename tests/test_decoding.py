@@ -1,0 +1,88 @@
+"""Decoding with the static cache against the model applied to ever longer rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhfv_jax.decoding.sample import sampler
+from rlhfv_jax.models import vlm
+from rlhfv_jax.models.llama import head_kernel
+
+NEW, PAD = 6, 99
+LENGTHS = np.array([14, 11, 12, 14], np.int32)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Four prompts of mixed lengths, two to an image."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 90, (4, 14)).astype(np.int32)
+    tokens[:, 2:6] = 97
+    return tokens, rng.integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_config, tiny_params, prompts):
+    """Greedy continuations by whole forward passes over unpadded rows."""
+    tokens, image = prompts
+    forward = jax.jit(lambda row, image: vlm.Muffin(tiny_config).apply({"params": tiny_params}, row, image)[0])
+    rows = []
+    for r, length in enumerate(LENGTHS):
+        row = list(tokens[r, :length])
+        for _ in range(NEW):
+            padded = np.zeros((1, 20), np.int32)
+            padded[0, : len(row)] = row  # causal: what follows does not matter
+            hidden = forward(padded, image[r // 2 : r // 2 + 1])[0, len(row) - 1]
+            row.append(int(np.argmax(np.asarray(hidden @ head_kernel(tiny_params["llm"]))[:100])))
+        rows.append(row[length:])
+    return np.asarray(rows)
+
+
+def decode(config, params, prompts, temperature, rows=slice(None), stop=98, seeds=(1, 2, 3, 4)):
+    tokens, image = prompts
+    program = sampler(vlm.Muffin(config), max_new_tokens=NEW, temperature=temperature, stop_id=stop, pad_id=PAD)
+    seeds = np.asarray(seeds, np.uint32)
+    return np.asarray(program(params, image, tokens, jnp.asarray(LENGTHS), seeds))[rows]
+
+
+def test_greedy_answers_equal_whole_forward_passes(tiny_config, tiny_params, prompts, plain):
+    assert np.array_equal(decode(tiny_config, tiny_params, prompts, 0.0), plain)
+
+
+def test_an_answer_ends_before_the_stop_token(tiny_config, tiny_params, prompts, plain):
+    stop = int(plain[1, 2])
+    found = decode(tiny_config, tiny_params, prompts, 0.0, stop=stop)
+    for row, whole in zip(found, plain, strict=True):
+        end = list(whole).index(stop) if stop in whole else NEW
+        assert list(row) == [*whole[:end], *[PAD] * (NEW - end)]
+
+
+def test_a_sampled_row_depends_on_its_own_seed_alone(tiny_config, tiny_params, prompts):
+    both = decode(tiny_config, tiny_params, prompts, 1.0)
+    others = decode(tiny_config, tiny_params, prompts, 1.0, seeds=(7, 8, 3, 9))
+    assert np.array_equal(both[2], others[2])
+    assert not np.array_equal(both[:2], others[:2])
+    program = sampler(vlm.Muffin(tiny_config), max_new_tokens=NEW, temperature=1.0, stop_id=98, pad_id=PAD)
+    tokens, image = prompts
+    seeds = np.asarray((3, 4), np.uint32)
+    alone = np.asarray(program(tiny_params, image[1:], tokens[2:], jnp.asarray(LENGTHS[2:]), seeds))
+    assert np.array_equal(alone, both[2:])
+
+
+def test_sampling_follows_the_models_distribution(tiny_config, tiny_params, prompts):
+    """Frequencies of the first token over many seeds against the softmax, within five standard errors."""
+    tokens, image = prompts
+    program = sampler(vlm.Muffin(tiny_config), max_new_tokens=1, temperature=0.7, stop_id=98, pad_id=PAD)
+    count = 3000
+    many = np.repeat(tokens[:1], count, axis=0)
+    lengths = jnp.full((count,), 14, jnp.int32)
+    found = np.asarray(program(tiny_params, image[:1], many, lengths, np.arange(count, dtype=np.uint32)))[:, 0]
+    hidden = vlm.Muffin(tiny_config).apply({"params": tiny_params}, tokens[:1], image[:1])[0][0, -1]
+    logits = np.asarray(hidden @ head_kernel(tiny_params["llm"]), np.float64)[:100] / 0.7
+    expected = np.exp(logits - logits.max())
+    expected /= expected.sum()
+    expected[PAD] += expected[98]  # the stop token is written as padding
+    expected[98] = 0
+    frequency = np.bincount(found, minlength=100) / count
+    assert np.all(np.abs(frequency - expected) < 5 * np.sqrt(expected / count) + 1e-3)
