@@ -53,7 +53,6 @@ def demo() -> ml_collections.ConfigDict:
     c.dpo = ml_collections.ConfigDict({"gamma": 1.0, "beta": 0.5, "average": False, "lr": 3e-4})
     c.align = optimizer("adamw", lr=0.0, steps=131, batch_size=32)  # each run has its own learning rate
     c.scaling = True  # DDPO on 200, 400 and 800 pairs too (paper, Fig. 2)
-    c.ablations = False  # cropping and IT-VQA before DDPO too (paper, Table 3)
 
     c.evaluation = ml_collections.ConfigDict()
     c.evaluation.split = "test"  # or "dev": for choosing settings

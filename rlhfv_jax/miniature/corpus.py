@@ -61,8 +61,7 @@ class VisionSource:
 class TextSource:
     """Supervised rows about drawn scenes: `source[row]` is an SftBatch without its leading axis.
 
-    Each image has a caption row (unless `caption_noise` is None) and a row of as many short questions as fit. `crop` is
-    the probability of an untrustworthy crop: a window of 80 to 100 % of the side, resized, the text unchanged.
+    Each image has a caption row (unless `caption_noise` is None) and a row of as many short questions as fit.
     """
 
     seed: int
@@ -73,7 +72,6 @@ class TextSource:
     length: int  # of a row, from `row_length`
     caption_noise: CaptionNoise | None
     vqa_noise: float
-    crop: float = 0.0
 
     def __len__(self) -> int:
         return self.size
@@ -86,8 +84,6 @@ class TextSource:
         if self.caption_noise is not None:
             conversations.insert(0, [(PROMPT, captions.caption(scene, rng, self.caption_noise))])
         image = world.draw(scene)
-        if rng.random() < self.crop:
-            image = random_crop(image, rng)
         return self._item(image, conversations, row)
 
     def _questions(self, turns: Sequence[captions.Turn]) -> list[tuple[str, str]]:
@@ -113,14 +109,3 @@ class TextSource:
             row=np.int32(row),
             valid=np.bool_(True),
         )
-
-
-def random_crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random window of 80 to 100 % of the side, resized to the image's size: uint8[S, S, 3] both ways."""
-    from PIL import Image
-
-    size = image.shape[0]
-    side = int(rng.integers(int(0.8 * size), size + 1))
-    top, left = rng.integers(0, size - side + 1, size=2)
-    window = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(window.resize((size, size), Image.Resampling.BICUBIC))

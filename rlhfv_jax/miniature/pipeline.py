@@ -69,7 +69,6 @@ class Demo:
     dpo: Align
     align: settings.Optim
     scaling: bool
-    ablations: bool
     evaluation: evaluation.EvaluationSettings
 
 
@@ -155,13 +154,13 @@ def train_base(w: World) -> None:
 
 
 def text_source(
-    w: World, split: str, o: settings.Optim, noise: captions.CaptionNoise | None, vqa_noise: float, crop: float = 0.0
+    w: World, split: str, o: settings.Optim, noise: captions.CaptionNoise | None, vqa_noise: float
 ) -> corpus.TextSource:
     """One pass of drawn images for a stage of `o.steps` steps."""
     queries = w.model.config.tower.queries
     length = corpus.row_length(w.tokenizer, queries)
     size = o.steps * o.batch_size
-    return corpus.TextSource(w.demo.seed, split, size, w.tokenizer, queries, length, noise, vqa_noise, crop)
+    return corpus.TextSource(w.demo.seed, split, size, w.tokenizer, queries, length, noise, vqa_noise)
 
 
 def make_pairs(w: World) -> None:
