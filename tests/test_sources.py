@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 import resource
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,6 +142,14 @@ def test_writing_without_segments_removes_old_ones(tmp_path, write, name):
     assert sources.read(tmp_path / name)[0].segments is None
 
 
+def test_a_file_of_the_same_stem_never_loses_its_segments(tmp_path):
+    """pairs.jsonl and pairs.parquet share one sidecar; writing the second is refused or leaves the first's spans."""
+    sources.write_jsonl([segmented(RECORD)], tmp_path / "pairs.jsonl")
+    with suppress(UserError):
+        sources.write_parquet([dataclasses.replace(RECORD, id="4")], tmp_path / "pairs.parquet")
+    assert sources.read(tmp_path / "pairs.jsonl")[0].segments == segmented(RECORD).segments
+
+
 def sidecar_line(**fields) -> str:
     return json.dumps({"id": 0, "chosen": [{"start": 0, "end": 1}], "rejected": []} | fields)
 
@@ -276,6 +284,20 @@ def test_a_missing_file_is_refused(tmp_path, name):
 
 def test_a_parquet_without_rows_is_refused(tmp_path):
     assert "has no rows" in refusal(parquet(tmp_path / "pairs.parquet"))
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    path = parquet(tmp_path / "pairs.parquet", {})
+    table = pq.read_table(path)
+    text = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff{}"], pa.binary()).buffers())
+    pq.write_table(table.set_column(table.schema.get_field_index("text"), "text", text), path)
+    assert "pairs.parquet" in refusal(path)
+
+
+def test_json_nested_beyond_reason_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("[" * 100_000)
+    assert "row 0" in refusal(path)
 
 
 def test_a_damaged_parquet_is_refused_or_read_whole(tmp_path):

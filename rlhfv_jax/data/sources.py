@@ -109,7 +109,7 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path}: column {missing[0]!r} is missing; found {', '.join(file.schema_arrow.names)}.")
         for batch in file.iter_batches(batch_size=256):
             yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable parquet file ({error}).") from error
 
 
@@ -157,7 +157,7 @@ def _jsonl_image(values: dict[str, Any], folder: Path, where: str) -> bytes:
 def _json_object(text: Any, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}).") from error
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}.")
@@ -209,7 +209,7 @@ def _with_segments(record: PreferenceRecord, sidecar: dict[str, Any] | None) -> 
         found = sidecar.get(side)
         if not isinstance(found, list) or not all(map(_is_segment, found)):
             raise UserError(f"{where}: expected a list of objects with start, end and type, found {found!r}.")
-        segments = tuple(Segment(s["start"], s["end"], str(s.get("type", ""))) for s in found)
+        segments = tuple(Segment(s["start"], s["end"], str(s.get("type") or "")) for s in found)
         for segment in segments:
             if not 0 <= segment.start <= segment.end <= len(answer):
                 raise UserError(
@@ -279,14 +279,22 @@ def _write(path: Path, records: Sequence[PreferenceRecord], write: Callable[[Pat
         for record in records
         if record.segments is not None
     ]
+    segments_text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    sibling = path.with_suffix(".jsonl" if path.suffix == ".parquet" else ".parquet")
+    if sibling.exists() and sidecar.exists() and sidecar.read_text(encoding="utf-8") != segments_text:
+        raise UserError(
+            f"Cannot write {path}: {sidecar.name} holds the segments of {sibling.name}; choose another name."
+        )
     try:
         write(temporary)
-        temporary_sidecar.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        temporary_sidecar.write_text(segments_text, encoding="utf-8")
         if lines:
             os.replace(temporary_sidecar, sidecar)
         else:
             sidecar.unlink(missing_ok=True)  # an older file's segments do not belong to these records
         os.replace(temporary, path)
+    except UnicodeEncodeError as error:
+        raise UserError(f"Cannot write {path}: a text holds half a surrogate pair.") from error
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
