@@ -4,6 +4,8 @@ A run's `checkpoints/<step>/` holds `params`, `opt_state` and `meta` (model size
 here is silently partial: an entry that is missing, extra or of another shape or dtype is an error naming it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,11 @@ class Checkpoints:
             "opt_state": ocp.args.StandardSave(state.opt_state),
             "meta": ocp.args.JsonSave(meta),
         }
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        if not self._manager.save(int(state.step), args=ocp.args.Composite(**items)):
+            raise UserError(
+                f"The checkpoint of step {int(state.step)} was not written: {self.folder} already holds step "
+                f"{self.latest()}."
+            )
 
 
 def find(path: str | Path) -> Path:
@@ -84,8 +90,18 @@ def restore_params(path: str | Path, abstract: Any, mesh: Mesh) -> Any:
 def read_meta(path: str | Path) -> dict[str, Any]:
     """The JSON record of the checkpoint that `find(path)` names."""
     folder = find(path)
-    with _reader(folder) as manager:
+    with _reader(folder) as manager, _naming_damage(folder):
         return manager.restore(int(folder.name), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+@contextmanager
+def _naming_damage(folder: Path) -> Iterator[None]:
+    """Turns whatever a damaged file makes Orbax and TensorStore raise into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"The checkpoint {folder} is damaged or incomplete ({first_line[:200]}).") from error
 
 
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
@@ -107,16 +123,15 @@ def _restore(folder: Path, abstract: dict[str, Any], mesh: Mesh) -> dict[str, An
     where = {name: sharding.shardings(tree, mesh) for name, tree in abstract.items()}
     target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
     with _reader(folder) as manager:
-        try:
+        with _naming_damage(folder):
             stored = manager.item_metadata(step)
             found = {name: stored[name].tree for name in target}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"The checkpoint {folder} is damaged or incomplete ({error}).") from error
         if lines := trees.diff(target, found):
             more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
             raise UserError(f"The checkpoint {folder} does not fit this run: {'; '.join(lines[:5])}{more}.")
         args = {name: ocp.args.StandardRestore(tree) for name, tree in target.items()}
-        restored = dict(manager.restore(step, args=ocp.args.Composite(**args)).items())
+        with _naming_damage(folder):
+            restored = dict(manager.restore(step, args=ocp.args.Composite(**args)).items())
     absent = [path for path, leaf in trees.paths(restored) if not isinstance(leaf, jax.Array)]
     if absent:
         raise UserError(f"The checkpoint {folder} did not restore {absent[0]}.")

@@ -52,7 +52,10 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Any = Non
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(f"Mesh sizes are positive, and at most one is -1 (all devices that are left); got {text}.")
     if -1 in sizes:
-        sizes[sizes.index(-1)] = max(1, len(devices) // -int(np.prod(sizes)))
+        taken = -int(np.prod(sizes))
+        if len(devices) % taken:
+            raise UserError(f"The mesh ({text}) cannot share {len(devices)} devices out evenly; some would idle.")
+        sizes[sizes.index(-1)] = len(devices) // taken
     if int(np.prod(sizes)) > len(devices):
         raise UserError(f"The mesh ({text}) needs {int(np.prod(sizes))} devices, but only {len(devices)} are there.")
     # Auto, since make_mesh's default (Explicit) rejects contractions over a sharded axis.
@@ -71,8 +74,8 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     for pattern, rule in RULES:
         if not re.search(rf"(^|/)({pattern})$", path):
             continue
-        if len(rule) > len(shape):
-            raise UserError(f"Sharding rule {rule} for {path} does not fit its shape {shape}: too few axes.")
+        if len(rule) not in (0, len(shape)):
+            raise UserError(f"The sharding rule {rule} of {path} names {len(rule)} axes; its shape is {shape}.")
         for axis, (name, size) in enumerate(zip(rule, shape, strict=False)):
             if name is not None and size % mesh.shape[name]:
                 raise UserError(

@@ -1,5 +1,8 @@
 """Checkpoints come back bit for bit, onto any mesh, or not at all."""
 
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,11 @@ import pytest
 
 from rlhfv_jax import checkpoint, optim, sharding, steps, trees
 from rlhfv_jax.errors import UserError
+
+pytestmark = [  # Orbax drops its readers where a file is damaged
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +97,88 @@ def test_only_the_newest_are_kept(tmp_path, tiny_params):
         for step in (1, 2, 3):
             checkpoints.save(state._replace(step=np.int32(step)), {})
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdecimal()) == ["2", "3"]
+
+
+def test_a_state_written_from_eight_devices_returns_on_one(saved, tmp_path):
+    """Moments of the optimizer too, which here are not zero."""
+    rng = np.random.default_rng(0)
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    state = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), saved[1])._replace(step=jnp.int32(4))
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(jax.device_put(state, sharding.shardings(state, mesh)), {})
+    found = checkpoint.restore(tmp_path, jax.eval_shape(lambda: state), sharding.make_mesh(fsdp=1))
+    assert trees.digest(found) == trees.digest(state)
+    assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(found))
+
+
+def test_an_optimizer_state_of_other_trainable_parameters_is_refused(saved):
+    """A run that froze another part has other moments: an error that names one, not a fresh start of them."""
+    folder, state = saved
+    mask = optim.trainable_mask(state.params, "lm_only")
+    fewer = optim.adamw(1e-3).init(trees.split(state.params, mask)[0])
+    abstract = jax.eval_shape(lambda: state._replace(opt_state=fewer))
+    with pytest.raises(UserError, match=r"opt_state/.*/mu/(projector|tower)/\S+: unexpected"):
+        checkpoint.restore(folder, abstract, sharding.make_mesh(fsdp=1))
+
+
+def test_what_an_interrupted_save_left_is_neither_restored_nor_in_the_way(saved, tmp_path):
+    """Beside the last whole checkpoint; the same step can then be saved."""
+    folder, state = saved
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    half = run / "checkpoints" / "7.orbax-checkpoint-tmp"
+    shutil.copytree(run / "checkpoints" / "5", half)
+    shutil.rmtree(half / "opt_state")
+    (run / "checkpoints" / "9").mkdir()  # a step's folder without its parameters
+    assert checkpoint.find(run).name == "5"
+    (run / "checkpoints" / "9").rmdir()
+    with checkpoint.Checkpoints(run / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == 5
+        checkpoints.save(state._replace(step=jnp.int32(7)), {})
+    assert checkpoint.find(run).name == "7"
+    found = checkpoint.restore(run, jax.eval_shape(lambda: state), sharding.make_mesh(fsdp=1))
+    assert trees.digest(found.params) == trees.digest(state.params)
+
+
+def largest_file(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+@pytest.mark.parametrize("damage", ["truncated data", "no data", "truncated index", "truncated record", "no item"])
+def test_a_damaged_checkpoint_is_refused_by_name(saved, tmp_path, item, damage):
+    folder, state = saved
+    shutil.copytree(folder, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "5"
+    part = step / item
+    victim = {"index": part / "manifest.ocdbt", "record": part / "_METADATA", "data": largest_file(part), "item": part}[
+        damage.split()[1]
+    ]
+    if damage == "no item":
+        (part / "_METADATA").unlink()
+        shutil.rmtree(part)
+    elif damage.startswith("no"):
+        victim.unlink()
+    else:
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"There is no checkpoint at|checkpoints/{step.name} is damaged or incomplete"):
+        checkpoint.restore(step, jax.eval_shape(lambda: state), sharding.make_mesh(fsdp=1))
+
+
+def test_a_damaged_record_of_a_run_is_refused_by_name(saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "5"
+    (step / "meta" / "metadata").write_text('{"note": ')
+    with pytest.raises(UserError, match="checkpoints/5 is damaged or incomplete"):
+        checkpoint.read_meta(step)
+
+
+def test_a_save_that_would_be_dropped_is_an_error(saved, tmp_path):
+    """Orbax declines a step before its latest one without a word; a run must not lose its state that way."""
+    folder, state = saved
+    shutil.copytree(folder, tmp_path / "run")
+    with (
+        checkpoint.Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints,
+        pytest.raises(UserError, match="step 4"),
+    ):
+        checkpoints.save(state._replace(step=jnp.int32(4)), {})

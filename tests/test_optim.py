@@ -73,3 +73,61 @@ def test_muon_turns_every_blocks_matrix_and_leaves_embeddings_to_adam(tiny_param
     assert values[1] > 0.5 * values[0]
     embedding = np.abs(np.asarray(updates["llm"]["embed"]["embedding"]))
     assert embedding.max() < 4e-3 and embedding.std() < 0.1 * embedding.mean()  # Adam's first step: a sign times a size
+
+
+def test_clipping_takes_the_norm_over_all_parameters_together():
+    """Two groups at once, against PyTorch; then the norm that the metrics report is the one before clipping."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    start = {"a": {"kernel": rng.normal(size=(3, 4))}, "b": {"kernel": rng.normal(size=(2, 2, 2))}}
+    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
+    theirs = [torch.nn.Parameter(torch.tensor(np.asarray(leaf))) for leaf in jax.tree.leaves(ours)]
+    optimizer, tx = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.0, eps=1e-2), optim.adamw(1e-2, eps=1e-2)
+    state, update = tx.init(ours), jax.jit(tx.update)  # a large eps, so that the size of a gradient matters
+    for scale in (1.0, 0.05, 3.0):
+        grads = jax.tree.map(lambda x, s=scale: jnp.asarray(s * rng.normal(size=x.shape), jnp.float32), ours)
+        for parameter, gradient in zip(theirs, jax.tree.leaves(grads), strict=True):
+            parameter.grad = torch.tensor(np.asarray(gradient))
+        norm = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+        np.testing.assert_allclose(optim.global_norm(grads), float(norm), rtol=1e-6)
+        optimizer.step()
+        updates, state = update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        for parameter, leaf in zip(theirs, jax.tree.leaves(ours), strict=True):
+            np.testing.assert_allclose(leaf, parameter.detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(20, 0.0), (20, 0.15), (7, 0.1), (100, 0.07), (30, 1 / 3)])
+def test_the_schedule_is_hugging_faces_at_every_step(total, warmup):
+    """Warm-up steps rounded up, as TrainingArguments(warmup_ratio) does."""
+    import math
+
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, math.ceil(warmup * total), total)
+    schedule = optim.schedule(1.0, total, warmup)
+    for step in range(total):
+        assert float(schedule(step)) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-6), step
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 1.0])
+def test_a_run_of_one_step_learns(warmup):
+    """Hugging Face's warm-up would spend the only step at a rate of zero."""
+    assert float(optim.schedule(1.0, 1, warmup)(0)) == 1.0
+
+
+def test_frozen_parameters_have_no_moments_and_weigh_nothing_in_the_clipped_norm(tiny_params):
+    """As many moments as trainable leaves; a gradient that is absent is not counted."""
+    mask = optim.trainable_mask(tiny_params, "lm_only")
+    trained, frozen = trees.split(tiny_params, mask)
+    state = optim.adamw(1e-3).init(trained)
+    moments = {path.partition("/mu/")[2] for path, _ in trees.paths(state) if "/mu/" in path}
+    assert moments == {path for path, _ in trees.paths(tiny_params) if path.startswith("llm/")}
+    together = trees.join(trained, frozen)
+    assert jax.tree.structure(together) == jax.tree.structure(tiny_params)
+    assert trees.digest(together) == trees.digest(tiny_params)
