@@ -40,6 +40,8 @@ def test_the_smoke_preset_runs_every_stage_and_a_second_start_changes_nothing(tm
     scenes = corpus.scenes(0, "test", 250)
     lines = [json.loads(line) for line in (tmp_path / "answers" / "ddpo.jsonl").read_text().splitlines()]
     assert len(lines) == 250
+    page = (tmp_path / "report.html").read_text()
+    assert f"{results['ddpo']['response_rate']:.1f}" in page and page.count("data:image/png") >= 12
     for line, scene in zip(lines, scenes, strict=True):
         found = scoring.score(line["text"], scene)
         assert line["objects"] == [group.name for group in scene.groups]

@@ -36,6 +36,7 @@ class EvaluationSettings:
 class Evaluated:
     """One model's answers about the held-out scenes, scored: sampled, greedy, and short questions."""
 
+    temperature: float  # of the sampled answers
     sampled: list[scoring.AnswerScore]
     greedy: list[scoring.AnswerScore]
     texts: list[str]  # of the sampled answers
@@ -44,7 +45,7 @@ class Evaluated:
 
     def details(self) -> dict[str, Any]:
         """The model's entry of details.json."""
-        temperatures = {"sampled": self.sampled, "greedy": self.greedy}
+        temperatures = {str(self.temperature): self.sampled, "0.0": self.greedy}
         over = self.overgeneralization
         return {
             "temperatures": {name: intervals(rates.summarise(scores)) for name, scores in temperatures.items()},
@@ -101,7 +102,7 @@ def evaluate(
     for line in _read_lines(replies):
         hits[line["id"]].append(line["answer"] == line["truth"])
     vqa = rates.mean_interval([100.0 * sum(row) / len(row) for row in hits])
-    return Evaluated(scores, greedy_scores, texts, vqa, rates.overgeneralization(scores, scenes))
+    return Evaluated(s.temperature, scores, greedy_scores, texts, vqa, rates.overgeneralization(scores, scenes))
 
 
 def write_answers(path: Path, texts: Sequence[str], scenes: Sequence[world.Scene]) -> None:

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from rlhfv_jax import checkpoint, experiment, metrics, prepare, settings, sharding
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
-from rlhfv_jax.miniature import captions, corpus, evaluation, pairs, pretrain, rates, words, world
+from rlhfv_jax.miniature import captions, corpus, evaluation, pairs, pretrain, rates, report, showcase, words, world
 from rlhfv_jax.miniature.answers import Answerer
 from rlhfv_jax.models import vlm
 
@@ -118,7 +118,10 @@ def run(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             scored = {name: _evaluate(w, name, scenes) for name in names}
     results = {name: scored[name].results() for name in ("base", "it_vqa", "dpo", "ddpo")}
     experiment.write_json(folder / "results.json", results)
-    experiment.write_json(folder / "details.json", details(w, scored, runs))
+    facts = json.loads(json.dumps(details(w, scored, runs)))
+    experiment.write_json(folder / "details.json", facts)
+    pairs_file = folder / "pairs" / f"{w.demo.pairs.count}.parquet"
+    report.write(folder / "report.html", facts, showcase.gallery(scenes, scored), showcase.corrections(pairs_file))
     return results
 
 

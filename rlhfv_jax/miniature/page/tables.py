@@ -1,0 +1,235 @@
+"""The result tables: this world's rates with their intervals, and the paper's figures in tables of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rlhfv_jax.miniature.page.markup import Markup, element, join, lines, scrolling
+from rlhfv_jax.miniature.page.readings import (
+    METRICS,
+    VQA,
+    Details,
+    Difference,
+    Metric,
+    bounds,
+    estimate,
+    label,
+    number,
+    ordered,
+    relative,
+)
+
+_HEADS = {
+    "response_rate": "Response rate",
+    "mention_rate": "Mention rate",
+    "all_rate": "All errors",
+    "number_rate": "Number",
+    "position_rate": "Position",
+    "color_rate": "Color",
+    "coverage": "Coverage",
+    "mentions": "Mentions / answer",
+    "vqa": "VQA accuracy",
+}
+_ARROWS = {"lower": "↓", "higher": "↑", None: ""}
+
+# Tables 1 and 3 of the paper: Object HalBench response and mention; MHumanEval all, number, position; VQAv2.
+_PAPER_HEADS = ("ObjHal response", "ObjHal mention", "MHE objects", "MHE all", "MHE number", "MHE position", "VQAv2")
+_PAPER_ROWS: dict[str, tuple[float | None, ...]] = {
+    "Muffin (base)": (50.5, 24.5, 33.6, 74.7, 26.0, 16.4, None),
+    "IT-VQA only": (None, None, 34.3, 65.1, 17.1, 17.1, 80.0),
+    "Vanilla DPO": (None, None, 21.9, 57.5, 11.6, 11.6, 80.0),
+    "RLHF-V (DDPO)": (12.2, 7.5, 21.9, 55.5, 14.4, 7.5, 80.0),
+}
+_PAPER_KINDS = ("living room", "kitchen", "bathroom", "street")
+# Table 2 of the paper: (H_a, H_s, delta) per kind of place, then the mean delta.
+_PAPER_SCENES: dict[str, tuple[tuple[tuple[float, float, float], ...], float]] = {
+    "LLaVA-1.5": (((25.2, 41.8, 16.6), (18.9, 23.9, 5.0), (22.4, 30.4, 8.0), (20.6, 28.0, 7.4)), 9.2),
+    "LLaVA-RLHF": (((23.7, 34.5, 10.8), (13.1, 17.4, 4.3), (18.2, 19.5, 1.4), (18.3, 22.7, 4.4)), 5.2),
+    "QWEN-VL": (((24.5, 34.5, 10.0), (16.4, 20.8, 4.4), (21.6, 17.5, -4.1), (22.5, 32.0, 9.5)), 5.0),
+    "RLHF-V": (((5.5, 8.0, 2.5), (3.8, 5.9, 2.1), (4.1, 4.0, -0.1), (2.3, 4.6, 2.3)), 1.7),
+    "GPT-4V": (((8.2, 19.4, 11.2), (4.6, 5.7, 1.1), (5.9, 13.3, 7.5), (4.2, 4.6, 0.4)), 5.0),
+}
+
+
+def rates_table(details: Details, temperature: str, full: bool) -> Markup:
+    """Build the table of one temperature; `full` adds what has none, VQA accuracy and over-generalization."""
+    models = [name for name in ordered(details["models"]) if _row(details, name, temperature)]
+    metrics = [one for one in METRICS if any(estimate(details, name, one, temperature) for name in models)]
+    if full and any(estimate(details, name, VQA) for name in models):
+        metrics.append(VQA)
+    columns = [_column(details, models, metric, temperature) for metric in metrics]
+    heads = [_head(metric) for metric in metrics]
+    if full and any("overgeneralization" in details["models"][name] for name in models):
+        columns.append(_delta_column(details, models))
+        heads.append(_column_head("Over-gen. mean Δ", "smallest"))
+    rows = [
+        element("tr", element("th", label(name), scope="row"), *(column[at] for column in columns))
+        for at, name in enumerate(models)
+    ]
+    caption = f"Hallucination by model at T = {temperature}"
+    return _table(caption, element("tr", element("th", "Model", scope="col"), *heads), rows)
+
+
+def paper_table() -> Markup:
+    """Build the paper's Tables 1 and 3, the change relative to its base model in small type."""
+    base = _PAPER_ROWS["Muffin (base)"]
+    heads = [element("th", "Model (13B)", scope="col"), *(_column_head(name) for name in _PAPER_HEADS)]
+    rows = []
+    for name, values in _PAPER_ROWS.items():
+        cells = []
+        for value, before in zip(values, base, strict=True):
+            change = relative(before, value) if value is not None and before is not None and values != base else None
+            small = [] if change is None else [element("small", f"{number(change, signed=True)}%")]
+            cells.append(element("td", number(value), *small))
+        rows.append(element("tr", element("th", name, scope="row"), *cells))
+    return _table("The paper's Tables 1 and 3", element("tr", *heads), rows, "paper")
+
+
+def scenes_table(details: Details) -> Markup:
+    """Build the over-generalization table, a group of columns per kind of place."""
+    entries = {name: details["models"][name].get("overgeneralization") for name in ordered(details["models"])}
+    present = {name: entry for name, entry in entries.items() if entry}
+    kinds = list(dict.fromkeys(kind for entry in present.values() for kind in entry["kinds"]))
+    rows: dict[str, tuple[Sequence[Sequence[float | None]], float]] = {}
+    for name, entry in present.items():
+        cells = [[entry["kinds"].get(kind, {}).get(key) for key in ("h_a", "h_s", "delta")] for kind in kinds]
+        rows[label(name)] = (cells, entry["mean_delta"])
+    return _scenes("Over-generalization per kind of place", kinds, rows)
+
+
+def paper_scenes_table() -> Markup:
+    """Build the paper's Table 2."""
+    return _scenes("The paper's Table 2", _PAPER_KINDS, _PAPER_SCENES, "paper")
+
+
+def differences_table(details: Details) -> Markup:
+    """Build the table of all paired differences, each within noise or not."""
+    given = details["differences"]
+    metrics = [one for one in (*METRICS, VQA) if any(one.key in entry for entry in given.values())]
+    rows = []
+    for pair, entry in given.items():
+        after, _, before = pair.partition("-")
+        name = f"{label(after)} − {label(before)}" if before else pair
+        cells = [_difference_cell(entry.get(metric.key), metric) for metric in metrics]
+        rows.append(element("tr", element("th", name, scope="row"), *cells))
+    heads = [element("th", "Difference", scope="col"), *(_head(metric) for metric in metrics)]
+    return _table("Paired differences, in points", element("tr", *heads), rows)
+
+
+def scaling_table(details: Details) -> Markup:
+    """Build the numbers behind the scaling curve."""
+    points = sorted(details["scaling"], key=lambda point: point["pairs"])
+    keys = [key for key in ("response_rate", "coverage") if any(key in point for point in points)]
+    rows = []
+    for point in points:
+        cells = [_estimate_cell(point.get(key), 1, best=False) for key in keys]
+        rows.append(element("tr", element("th", str(point["pairs"]), scope="row"), *cells))
+    heads = [element("th", "Pairs", scope="col"), *(_column_head(_HEADS[key]) for key in keys)]
+    return _table("Rates by number of pairs", element("tr", *heads), rows)
+
+
+def stages_table(stages: Sequence[Mapping[str, Any]]) -> Markup:
+    """Build the table of stage times with their sum."""
+    rows = [_stage(str(one["name"]), one["seconds"], one["cpu_seconds"]) for one in stages]
+    total = _stage("Total", sum(one["seconds"] for one in stages), sum(one["cpu_seconds"] for one in stages))
+    heads = [_column_head(name) for name in ("Wall seconds", "CPU seconds")]
+    return _table("Stage times", element("tr", element("th", "Stage", scope="col"), *heads), rows, foot=total)
+
+
+def _stage(name: str, *seconds: float) -> Markup:
+    return element("tr", element("th", name, scope="row"), *(element("td", number(one)) for one in seconds))
+
+
+def _row(details: Details, model: str, temperature: str) -> Any:
+    return details["models"][model].get("temperatures", {}).get(temperature)
+
+
+def _column(details: Details, models: Sequence[str], metric: Metric, temperature: str) -> list[Markup]:
+    entries = [estimate(details, name, metric, temperature) for name in models]
+    # Ties are judged as they are printed.
+    shown = [None if entry is None else round(entry["value"], metric.digits) for entry in entries]
+    pick: dict[str | None, Callable[..., float]] = {"lower": min, "higher": max}
+    known = [value for value in shown if value is not None]
+    best = pick[metric.better](known) if metric.better and len(known) > 1 else None
+    return [
+        _estimate_cell(entry, metric.digits, best=value is not None and value == best)
+        for entry, value in zip(entries, shown, strict=True)
+    ]
+
+
+def _delta_column(details: Details, models: Sequence[str]) -> list[Markup]:
+    deltas = [details["models"][name].get("overgeneralization", {}).get("mean_delta") for name in models]
+    known = [round(abs(delta), 1) for delta in deltas if delta is not None]
+    best = min(known) if len(known) > 1 else None
+    return [
+        element("td", _value(number(delta, signed=True), delta is not None and round(abs(delta), 1) == best))
+        for delta in deltas
+    ]
+
+
+def _estimate_cell(entry: Mapping[str, float] | None, digits: int, best: bool) -> Markup:
+    if entry is None:
+        return element("td", "–")
+    small = element("small", bounds(entry["low"], entry["high"], digits))
+    return element("td", _value(number(entry["value"], digits), best), small)
+
+
+def _value(text: str, best: bool) -> Markup:
+    return element("strong", text, title="best point estimate of the column") if best else join([text])
+
+
+def _difference_cell(entry: Mapping[str, float] | None, metric: Metric) -> Markup:
+    if entry is None:
+        return element("td", "–")
+    change = Difference(entry["value"], entry["low"], entry["high"])
+    reading = change.reading(metric)
+    small = element("small", bounds(change.low, change.high, metric.digits, signed=True))
+    word = element("small", reading, class_="reading " + reading.replace(" ", "-"))
+    return element("td", number(change.value, metric.digits, signed=True), small, word)
+
+
+def _scenes(
+    caption: str,
+    kinds: Sequence[str],
+    rows: Mapping[str, tuple[Sequence[Sequence[float | None]], float]],
+    class_: str | None = None,
+) -> Markup:
+    top = [element("th", "Model", scope="col", rowspan=2)]
+    top += [element("th", kind.capitalize(), scope="colgroup", colspan=3, class_="group") for kind in kinds]
+    top.append(element("th", "Mean Δ", scope="col", rowspan=2, class_="group"))
+    names = (join(["H", element("sub", "a")]), join(["H", element("sub", "s")]), "Δ")
+    under = [
+        element("th", name, scope="col", class_="group" if at == 0 else None)
+        for _ in kinds
+        for at, name in enumerate(names)
+    ]
+    body = []
+    for model, (triples, mean) in rows.items():
+        cells = [
+            element("td", number(value, signed=at == 2), class_="group" if at == 0 else None)
+            for triple in triples
+            for at, value in enumerate(triple)
+        ]
+        last = element("td", number(mean, signed=True), class_="group")
+        body.append(element("tr", element("th", model, scope="row"), *cells, last))
+    return _table(caption, lines(element("tr", *top), element("tr", *under)), body, class_)
+
+
+def _head(metric: Metric) -> Markup:
+    arrow = _ARROWS[metric.better]
+    return _column_head(_HEADS[metric.key], f"{metric.better} is better" if metric.better else None, arrow)
+
+
+def _column_head(name: str, title: str | None = None, arrow: str = "") -> Markup:
+    mark = ["\N{NO-BREAK SPACE}", element("span", arrow, class_="arrow", title=title)] if arrow else []
+    return element("th", name, *mark, scope="col")
+
+
+def _table(
+    caption: str, heads: Markup, rows: Sequence[Markup], class_: str | None = None, foot: Markup | None = None
+) -> Markup:
+    parts = [element("caption", caption), element("thead", heads), element("tbody", join(rows, "\n"))]
+    if foot is not None:
+        parts.append(element("tfoot", foot))
+    return scrolling(element("table", lines(*parts), class_=class_), caption)
