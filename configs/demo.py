@@ -24,6 +24,7 @@ def demo() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "miniature"
     c.seed = 0  # of everything: world, weights, order, sampling
+    c.seeds = 1  # whole pipelines, with this seed and the next ones, each in a folder of its own
     # Muffin's own modules, small; the convolutional stem, loud positions and Muon are for learning fast from nothing.
     tower = Beit3Config(
         64, 16, 96, 2, 4, 192, queries=16, query_positions=32, init_std=None, position_std=0.5, stem="conv"
@@ -53,6 +54,7 @@ def demo() -> ml_collections.ConfigDict:
     c.dpo = ml_collections.ConfigDict({"gamma": 1.0, "beta": 0.5, "average": False, "lr": 3e-4})
     c.align = optimizer("adamw", lr=0.0, steps=131, batch_size=32)  # each run has its own learning rate
     c.scaling = True  # DDPO on 200, 400 and 800 pairs too (paper, Fig. 2)
+    c.ablations = False  # the paper's Table 3: IT-VQA then DDPO, DPO in its place, and both stages on cropped images
 
     c.evaluation = ml_collections.ConfigDict()
     c.evaluation.split = "test"  # or "dev": for choosing settings

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhfv_jax import checkpoint, loop, optim, prepare, settings, sharding, steps, trees
-from rlhfv_jax.data import pipeline
+from rlhfv_jax.data import images, pipeline
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.metrics import MetricsWriter
@@ -74,6 +74,7 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         write_json(workdir / "config.json", config)
         write_json(workdir / "manifest.json", manifest)
         ddpo = s.task == "ddpo"
+        comparable = ddpo and s.data.augment == "none"  # else the reference saw other pixels than the policy
         loss_fn = steps.ddpo_loss(job.model, s.ddpo.beta, s.ddpo.average) if ddpo else steps.sft_loss(job.model)
         evaluation = steps.evaluation(loss_fn)
         return fit(
@@ -88,10 +89,11 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             batch_size=s.optim.batch_size,
             seed=s.seed,
             keep=s.keep,
+            augment=s.data.augment,
             log_every=s.log_every,
             save_every=s.save_every,
             eval_every=s.eval_every,
-            check_first=(lambda metrics: check_reference(metrics, s.dtype)) if ddpo else None,
+            check_first=(lambda metrics: check_reference(metrics, s.dtype)) if comparable else None,
             evaluate=eval_source and (lambda params: evaluate(evaluation, params, eval_source, s, mesh)),
         )
 
@@ -109,15 +111,22 @@ def fit(
     batch_size: int,
     seed: int,
     keep: int = 1,
+    augment: str = "none",
     **loop_options: Any,
 ) -> TrainState:
     """Trains up to `total_steps` on shuffled batches of the source, with metrics and checkpoints in `workdir`.
 
-    Call within `jax.set_mesh(mesh)`. `loop_options` go to `loop.train`.
+    Call within `jax.set_mesh(mesh)`. `augment` names one of `images.AUGMENTATIONS`; `loop_options` go to `loop.train`.
     """
     start = int(state.step)
     batches = pipeline.train_batches(
-        source, batch_size, seed, start=start, process=jax.process_index(), processes=jax.process_count()
+        source,
+        batch_size,
+        seed,
+        start=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+        augment=images.AUGMENTATIONS[augment],
     )
     writer = MetricsWriter(workdir, start)
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:

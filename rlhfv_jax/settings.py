@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhfv_jax import optim
+from rlhfv_jax.data import images
 from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models.vlm import MuffinConfig
@@ -28,6 +29,7 @@ class Data:
     template: str
     max_length: int
     too_long: str
+    augment: str
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.spans": ("auto", "diff"),
     "data.template": tuple(TEMPLATES),
     "data.too_long": ("error", "drop"),
+    "data.augment": tuple(images.AUGMENTATIONS),
     "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
 }

@@ -6,6 +6,8 @@
     python -m rlhfv_jax.train --config=ddpo.py:mini --workdir=runs/mini \\
         --config.data.path=pairs.parquet --config.tokenizer=tokenizer.model
 
+    python -m rlhfv_jax.train --config=demo.py --workdir=runs/demo      (the paper in miniature, needs no data)
+
 The working directory gets config.json, manifest.json, metrics.jsonl, TensorBoard events and checkpoints. Started again
 with the same command, a stopped run continues from its last checkpoint.
 """
@@ -15,7 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from rlhfv_jax import cli, experiment
-from rlhfv_jax.miniature import pipeline
+from rlhfv_jax.miniature import seeds
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/latest", "Directory of the run; made if it does not exist.")
@@ -34,7 +36,7 @@ def main() -> None:
 def _main() -> None:
     config, workdir = cli.get_config(_CONFIG), Path(_WORKDIR.value)
     if config.get("task") == "miniature":
-        pipeline.run(config, workdir)
+        seeds.run(config, workdir)
     else:
         experiment.train(config, workdir, _RESUME.value)
 

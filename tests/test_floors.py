@@ -60,12 +60,16 @@ FLOOR = {
     "rlhfv_jax.miniature.page.tables": 3,
     "rlhfv_jax.miniature.page.plots": 4,
     "rlhfv_jax.miniature.report": 5,
+    "rlhfv_jax.miniature.terminal": 5,
     "rlhfv_jax.miniature.showcase": 8,
     "rlhfv_jax.miniature.pretrain": 8,
-    "rlhfv_jax.miniature.pipeline": 9,
-    "rlhfv_jax.cli": 10,
-    "rlhfv_jax.train": 11,
-    "rlhfv_jax.__main__": 12,
+    "rlhfv_jax.miniature.recipe": 8,
+    "rlhfv_jax.miniature.details": 9,
+    "rlhfv_jax.miniature.pipeline": 10,
+    "rlhfv_jax.miniature.seeds": 11,
+    "rlhfv_jax.cli": 12,
+    "rlhfv_jax.train": 13,
+    "rlhfv_jax.__main__": 14,
 }
 FLAGS_FLOOR = FLOOR["rlhfv_jax.cli"]  # from here on a file may read flags and ConfigDicts
 

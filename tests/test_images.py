@@ -80,3 +80,16 @@ def test_damaged_files_give_pixels_or_the_users_error():
                 assert images.decode(damaged.tobytes(), 8).shape == (8, 8, 3)
             except UserError as error:
                 assert "not a readable image" in str(error)
+
+
+def test_a_crop_shows_a_window_of_the_image_and_leaves_most_images_alone():
+    # A ramp tells where the window lies: its first and last value, in pixels of the original.
+    ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (200, 200, 3))
+    cropped = [images.crop(ramp, np.random.default_rng(seed)) for seed in range(400)]
+    changed = [one for one in cropped if not np.array_equal(one, ramp)]
+    assert 0.2 < len(changed) / len(cropped) < 0.4
+    widths = [int(one[0, -1, 0]) - int(one[0, 0, 0]) for one in changed]
+    assert all(one.shape == ramp.shape and one.dtype == np.uint8 for one in changed)
+    assert 157 <= min(widths) < 170 and 190 < max(widths) <= 199
+    again = images.crop(ramp, np.random.default_rng(7))
+    np.testing.assert_array_equal(again, cropped[7])

@@ -105,7 +105,7 @@ def test_overgeneralization_of_a_hand_computed_case():
     # Living room objects: person x3 and book (once, though named twice); there, book alone.
     assert table.rows["living room"].h_a == pytest.approx(100 * 4 / 30)
     assert table.rows["living room"].h_s == pytest.approx(100 * 1 / 6)
-    assert table.mean_delta == pytest.approx((100 * (3 / 12 - 4 / 30) + 0 + 0 + 100 * (1 / 6 - 4 / 30)) / 4)
+    assert table.mean_delta.value == pytest.approx((100 * (3 / 12 - 4 / 30) + 0 + 0 + 100 * (1 / 6 - 4 / 30)) / 4)
     by_mention = rates.overgeneralization(scores, scenes, "mention").rows
     # Core objects of the living room mentioned: person x3, lamp x2, book x1; there, lamp and book.
     assert by_mention["living room"].h_a == pytest.approx(100 * 4 / 6)
@@ -117,6 +117,37 @@ def test_a_noisy_corpus_overgeneralizes_in_every_place():
     scenes = [world.sample_scene(rng) for _ in range(1500)]
     scores = [score(captions.caption(scene, rng, captions.NOISY), scene) for scene in scenes]
     assert min(row.delta for row in rates.overgeneralization(scores, scenes).rows.values()) > 3.0
+
+
+def test_the_interval_of_overgeneralization_covers_the_world_it_is_drawn_from():
+    # Ten corpora of 400 captions each; the mean Δ of a large one stands for the truth.
+    def corpus(seed, count):
+        rng = np.random.default_rng(seed)
+        scenes = [world.sample_scene(rng) for _ in range(count)]
+        return [score(captions.caption(scene, rng, captions.NOISY), scene) for scene in scenes], scenes
+
+    truth = rates.overgeneralization(*corpus(99, 6000)).mean_delta.value
+    intervals = [rates.overgeneralization(*corpus(seed, 400)).mean_delta for seed in range(10)]
+    assert sum(one.low <= truth <= one.high for one in intervals) >= 8
+    assert all(one.low < one.value < one.high for one in intervals)
+
+
+def test_a_difference_of_overgeneralization_is_paired():
+    rng = np.random.default_rng(4)
+    scenes = [world.sample_scene(rng) for _ in range(400)]
+    noisy = [score(captions.caption(scene, rng, captions.NOISY), scene) for scene in scenes]
+    clean = [score(captions.caption(scene, rng), scene) for scene in scenes]
+    found = rates.overgeneralization_difference(noisy, clean, scenes)
+    before, after = (rates.overgeneralization(scores, scenes).mean_delta for scores in (noisy, clean))
+    assert found.value == pytest.approx(after.value - before.value) and found.high < 0
+    assert rates.overgeneralization_difference(noisy, noisy, scenes) == (0.0, 0.0, 0.0)
+
+
+def test_a_relative_change_is_in_percent_of_the_rate_before_and_absent_where_that_is_nothing():
+    before, after = [WRONG] * 60 + [RIGHT] * 40, [WRONG] * 30 + [RIGHT] * 70
+    found = rates.relative_change(before, after)["response_rate"]
+    assert found.value == pytest.approx(-50.0) and -75 < found.low < -50 < found.high < -25
+    assert "response_rate" not in rates.relative_change([RIGHT] * 10, [WRONG] * 10)
 
 
 def test_vqa_accuracy_counts_exact_answers_by_kind():

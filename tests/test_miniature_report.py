@@ -40,7 +40,7 @@ def model(start: float, vqa: float, delta: float) -> dict:
     return {
         "temperatures": {"0.0": rates(start / 2), "0.7": rates(start)},
         "vqa": interval(vqa, 0.5),
-        "overgeneralization": {"kinds": kinds, "mean_delta": delta / 2},
+        "overgeneralization": {"kinds": kinds, "mean_delta": interval(delta / 2, 0.25)},
     }
 
 
@@ -170,7 +170,7 @@ def test_every_rate_in_the_tables_equals_the_input(details):
                 assert cell == f"{value} {low}–{high}", (name, metric.key)
         if temperature == "0.7":
             assert [row[9].split()[0] for row in rows] == ["98.7", "99.2", "97.4", "98.4", "97.0"]
-            assert [row[10] for row in rows] == ["+3.1", "+3.0", "+1.5", "+1.2", "+2.0"]
+            assert [row[10].split()[0] for row in rows] == ["3.10", "3.00", "1.50", "1.25", "2.00"]
 
 
 def test_heads_name_the_columns_they_stand_over(details):
@@ -295,10 +295,20 @@ def test_scaling_says_which_steps_are_noise(details):
     assert verdict(details, "More preference pairs") == "within noise"
 
 
-def test_overgeneralization_without_an_interval_is_never_called_shown(details):
-    assert verdict(details, "over-generalization") == "no interval"
-    details["models"]["ddpo"]["overgeneralization"]["mean_delta"] = 9.0
+def test_overgeneralization_is_judged_by_its_interval(details):
+    found = next(one for one in findings(details) if "over-generalization" in one.claim)
+    assert found.verdict == "shown" and found.evidence[0].startswith("Over-generalization Δ: 3.10 → 1.25, −1.85")
+    details["differences"]["ddpo-base"]["overgeneralization_delta"] = interval(-1.85, 2.0)
+    assert verdict(details, "over-generalization") == "within noise"
+    details["differences"]["ddpo-base"]["overgeneralization_delta"] = interval(1.85, 1.0)
     assert verdict(details, "over-generalization") == "opposite"
+
+
+def test_the_ablations_are_judged_where_they_were_run(details):
+    assert not any("cropping" in one.claim for one in findings(details))
+    details["models"] |= {"full": model(25.0, 99.0, 2.0), "full_crop": model(35.0, 95.0, 2.0)}
+    assert verdict(details, "cropping") == "shown"
+    assert verdict(details, "DDPO after IT-VQA") == "shown"
 
 
 def test_marks_are_the_declared_characters_and_nothing_else_changes():

@@ -290,6 +290,22 @@ def test_every_epoch_covers_every_row_once_in_another_order(source):
     assert other != stream
 
 
+def test_augmentation_changes_pixels_alone_and_draws_anew_every_epoch(pairs, tokenizer):
+    source = source_of(pairs[:6], tokenizer)
+    plain = take(pipeline.train_batches(source, 3, seed=5), 20)
+    cropped = take(pipeline.train_batches(source, 3, seed=5, augment=images.crop), 20)
+    for one, other in zip(plain, cropped, strict=True):
+        np.testing.assert_array_equal(one.row, other.row)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+    looks: dict[int, set[bytes]] = {}
+    for batch in cropped:
+        for row, image in zip(batch.row.tolist(), batch.image, strict=True):
+            looks.setdefault(row, set()).add(image.tobytes())
+    assert all(len(seen) > 1 for seen in looks.values())
+    resumed = next(pipeline.train_batches(source, 3, seed=5, start=11, augment=images.crop))
+    np.testing.assert_array_equal(resumed.image, cropped[11].image)
+
+
 def test_a_batch_may_be_larger_than_the_source(source):
     rows = next(pipeline.train_batches(source, 30, seed=0)).row.tolist()
     assert [sorted(rows[:13]), sorted(rows[13:26])] == [list(range(13))] * 2

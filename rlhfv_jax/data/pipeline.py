@@ -184,13 +184,23 @@ def pad(array: np.ndarray, length: int, value: float) -> np.ndarray:
 
 
 def train_batches(
-    source: Any, batch_size: int, seed: int, *, start: int = 0, process: int = 0, processes: int = 1
+    source: Any,
+    batch_size: int,
+    seed: int,
+    *,
+    start: int = 0,
+    process: int = 0,
+    processes: int = 1,
+    augment: images.Augmentation | None = None,
 ) -> Iterator[Any]:
     """Endless batches from step `start` on: reshuffled every epoch, batches may span an epoch's end.
 
-    `batch_size` is the global one; each of `processes` gets its share.
+    `batch_size` is the global one; each of `processes` gets its share. `augment` draws anew at every epoch.
     """
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()[process::processes]
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    if augment is not None:
+        dataset = dataset.random_map(lambda item, rng: item._replace(image=augment(item.image, rng)))
+    dataset = dataset[process::processes]
     dataset = dataset.batch(batch_size // processes, drop_remainder=True)
     # A handful of batches ahead is enough; grain's default of 500 would hold gigabytes of images.
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)

@@ -40,7 +40,7 @@ class Evaluated:
     sampled: list[scoring.AnswerScore]
     greedy: list[scoring.AnswerScore]
     texts: list[str]  # of the sampled answers
-    vqa: rates.Interval
+    vqa: list[float]  # percent of the scene's short questions answered right
     overgeneralization: rates.Overgeneralization
 
     def details(self) -> dict[str, Any]:
@@ -49,10 +49,10 @@ class Evaluated:
         over = self.overgeneralization
         return {
             "temperatures": {name: intervals(rates.summarise(scores)) for name, scores in temperatures.items()},
-            "vqa": self.vqa._asdict(),
+            "vqa": rates.mean_interval(self.vqa)._asdict(),
             "overgeneralization": {
                 "kinds": {kind: {"h_a": r.h_a, "h_s": r.h_s, "delta": r.delta} for kind, r in over.rows.items()},
-                "mean_delta": over.mean_delta,
+                "mean_delta": over.mean_delta._asdict(),
             },
         }
 
@@ -60,12 +60,29 @@ class Evaluated:
         """The model's entry of results.json: percents at the sampling temperature."""
         summary = rates.summarise(self.sampled)
         values = {name: summary[name].value for name in METRICS if name in RESULTS}
-        return values | {"vqa": self.vqa.value, "overgeneralization_delta": self.overgeneralization.mean_delta}
+        return values | {
+            "vqa": rates.mean_interval(self.vqa).value,
+            "overgeneralization_delta": self.overgeneralization.mean_delta.value,
+        }
 
 
 def intervals(summary: dict[str, rates.Interval]) -> dict[str, dict[str, float]]:
     """Intervals as plain values, for JSON."""
     return {name: summary[name]._asdict() for name in METRICS}
+
+
+def differences(before: Evaluated, after: Evaluated, scenes: Sequence[world.Scene]) -> dict[str, dict[str, float]]:
+    """Paired differences of the sampled answers and the short questions, in points with 95% intervals."""
+    vqa = rates.mean_interval([new - old for old, new in zip(before.vqa, after.vqa, strict=True)])
+    over = rates.overgeneralization_difference(before.sampled, after.sampled, scenes)
+    changes = intervals(rates.paired_difference(before.sampled, after.sampled))
+    return changes | {"vqa": vqa._asdict(), "overgeneralization_delta": over._asdict()}
+
+
+def relative_changes(before: Evaluated, after: Evaluated) -> dict[str, dict[str, float]]:
+    """Changes of the hallucination rates in percent of the rate before, with 95% intervals."""
+    found = rates.relative_change(before.sampled, after.sampled)
+    return {name: found[name]._asdict() for name in ("response_rate", "mention_rate", "all_rate") if name in found}
 
 
 def evaluate(
@@ -101,7 +118,7 @@ def evaluate(
     hits: list[list[bool]] = [[] for _ in scenes]
     for line in _read_lines(replies):
         hits[line["id"]].append(line["answer"] == line["truth"])
-    vqa = rates.mean_interval([100.0 * sum(row) / len(row) for row in hits])
+    vqa = [100.0 * sum(row) / len(row) for row in hits]
     return Evaluated(s.temperature, scores, greedy_scores, texts, vqa, rates.overgeneralization(scores, scenes))
 
 

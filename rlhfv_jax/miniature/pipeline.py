@@ -8,75 +8,44 @@ Every stage leaves its result in the working directory and is skipped where that
 and started again ends with the same numbers.
 """
 
-import dataclasses
 import functools
 import json
-import platform
 import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from rlhfv_jax import checkpoint, experiment, metrics, prepare, settings, sharding
+from rlhfv_jax import checkpoint, experiment, prepare, settings, sharding
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
-from rlhfv_jax.miniature import captions, corpus, evaluation, pairs, pretrain, rates, report, showcase, words, world
+from rlhfv_jax.miniature import (
+    captions,
+    corpus,
+    details,
+    evaluation,
+    pairs,
+    pretrain,
+    recipe,
+    report,
+    showcase,
+    words,
+    world,
+)
 from rlhfv_jax.miniature.answers import Answerer
 from rlhfv_jax.models import vlm
-
-SCALING = (200, 400, 800)  # pairs, besides all of them: the paper's Fig. 2
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How careless the base model's training text is; see `captions.CaptionNoise` and `captions.vqa_turns`."""
-
-    absent: float
-    vqa: float
-
-
-@dataclass(frozen=True)
-class Align:
-    """One preference run: equation 5's γ and averaging, β, and the learning rate."""
-
-    gamma: float
-    beta: float
-    average: bool
-    lr: float
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Everything the miniature depends on; the comments in `configs/demo.py` say what each key means."""
-
-    task: str
-    seed: int
-    model: vlm.MuffinConfig
-    noise: Noise
-    vision: settings.Optim
-    sft: settings.Optim
-    it_vqa: settings.Optim
-    pairs: pairs.PairSettings
-    ddpo: Align
-    ddpo_literal: Align
-    dpo: Align
-    align: settings.Optim
-    scaling: bool
-    evaluation: evaluation.EvaluationSettings
 
 
 @dataclass(frozen=True)
 class World:
     """What all stages share."""
 
-    demo: Demo
+    demo: recipe.Demo
     folder: Path
     mesh: Mesh
     tokenizer: MuffinTokenizer
@@ -103,29 +72,28 @@ class World:
 
 
 def run(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Runs or continues the whole pipeline in `folder`; returns what it writes to results.json."""
-    w = _world(settings.build(Demo, config), config, folder)
+    """Runs or continues the whole pipeline of one seed in `folder`; returns what it writes to details.json."""
+    folder = folder.absolute()
+    w = _world(recipe.build(config), config, folder)
     with jax.set_mesh(w.mesh):
         train_base(w)
         make_pairs(w)
-        runs = alignment_runs(w.demo)
-        for name, (align, count) in runs.items():
+        for name, one in recipe.alignment_runs(w.demo).items():
             with w.stage(f"align {name}"):
-                experiment.train(alignment_config(w, align, count), folder / name)
+                experiment.train(recipe.alignment_config(w.demo, one, folder), folder / name)
         with w.stage("evaluate"):
             scenes = evaluation.held_out(w.demo.evaluation, w.demo.seed)
-            names = ["base", "it_vqa", *runs]
-            scored = {name: _evaluate(w, name, scenes) for name in names}
+            scored = {name: _evaluate(w, name, scenes) for name in recipe.models(w.demo)}
     results = {name: scored[name].results() for name in ("base", "it_vqa", "dpo", "ddpo")}
     experiment.write_json(folder / "results.json", results)
-    facts = json.loads(json.dumps(details(w, scored, runs)))
+    facts = details.details(w.demo, folder, scored, scenes)
     experiment.write_json(folder / "details.json", facts)
     pairs_file = folder / "pairs" / f"{w.demo.pairs.count}.parquet"
     report.write(folder / "report.html", facts, showcase.gallery(scenes, scored), showcase.corrections(pairs_file))
-    return results
+    return facts
 
 
-def _world(demo: Demo, config: Mapping[str, Any], folder: Path) -> World:
+def _world(demo: recipe.Demo, config: Mapping[str, Any], folder: Path) -> World:
     folder.mkdir(parents=True, exist_ok=True)
     experiment.check_same_config(folder, config)
     experiment.write_json(folder / "config.json", config)
@@ -146,14 +114,15 @@ def train_base(w: World) -> None:
     with w.stage("vision warm-up"):
         images = d.vision.steps * d.vision.batch_size
         tower = pretrain.warm_up_tower(w.folder / "vision", d.vision, w.model, images, w.mesh, w.tokenizer, d.seed)
-    with w.stage("train the base model"):
+    with w.stage("train base"):
         noise = captions.CaptionNoise(absent=d.noise.absent)
         source = text_source(w, "sft", d.sft, noise, d.noise.vqa)
         fresh = functools.partial(pretrain.fresh_with_tower, w.model, tower, d.seed)
         fine_tune(w.folder / "base", d.sft, init=fresh, source=source)
-    with w.stage("IT-VQA"):
-        source = text_source(w, "it_vqa", d.it_vqa, None, 0.0)
-        fine_tune(w.folder / "it_vqa", d.it_vqa, init=lambda: w.params("base"), source=source)
+    for name, augment in (("it_vqa", "none"), *([("it_vqa_crop", "crop")] if d.ablations else [])):
+        with w.stage(f"tune {name}"):
+            source = text_source(w, "it_vqa", d.it_vqa, None, 0.0)
+            fine_tune(w.folder / name, d.it_vqa, init=lambda: w.params("base"), source=source, augment=augment)
 
 
 def text_source(
@@ -176,86 +145,12 @@ def make_pairs(w: World) -> None:
         scenes = corpus.scenes(w.demo.seed, pairs.SPLIT, s.prompts)
         texts = w.answerer.describe(w.params("base"), scenes, s.temperature, w.demo.seed + 1)
         records = pairs.correct_answers(texts, scenes, s, w.demo.seed)
-        pairs.write(folder, records, [*scaling_sizes(w.demo), s.count], sampled=len(texts))
-
-
-def scaling_sizes(d: Demo) -> list[int]:
-    """Numbers of pairs below the full set."""
-    return [size for size in SCALING if size < d.pairs.count] if d.scaling else []
-
-
-def alignment_runs(d: Demo) -> dict[str, tuple[Align, int]]:
-    """Name → what to train and on how many pairs."""
-    full = d.pairs.count
-    runs = {"ddpo": (d.ddpo, full), "dpo": (d.dpo, full), "ddpo_literal": (d.ddpo_literal, full)}
-    return runs | {f"ddpo_{size}": (d.ddpo, size) for size in scaling_sizes(d)}
-
-
-def alignment_config(w: World, align: Align, count: int) -> dict[str, Any]:
-    """The configuration of a preference run, as `configs/ddpo.py` would give it."""
-    optimizer = dataclasses.asdict(w.demo.align) | {"lr": align.lr}
-    return {
-        "task": "ddpo",
-        "init_from": str(w.folder / "base"),
-        "model": dataclasses.asdict(w.demo.model),
-        "tokenizer": "",
-        "dtype": "float32",
-        "remat": "none",
-        "seed": w.demo.seed,
-        "data": {
-            "path": str(w.folder / "pairs" / f"{count}.parquet"),
-            "eval_path": "",
-            "spans": "auto",
-            "template": "words",
-            "max_length": 64,
-            "too_long": "error",
-        },
-        "ddpo": {"gamma": align.gamma, "beta": align.beta, "average": align.average},
-        "optim": optimizer,
-        "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
-        "log_every": 20,
-        "save_every": 50,
-        "eval_every": 0,
-        "keep": 1,
-    }
+        pairs.write(folder, records, [*recipe.scaling_sizes(w.demo), s.count], sampled=len(texts))
 
 
 def _evaluate(w: World, name: str, scenes: Sequence[world.Scene]) -> evaluation.Evaluated:
     d = w.demo
     return evaluation.evaluate(name, w.params(name), w.answerer, scenes, d.evaluation, w.folder, d.seed)
-
-
-def details(
-    w: World, scored: Mapping[str, evaluation.Evaluated], runs: Mapping[str, tuple[Align, int]]
-) -> dict[str, Any]:
-    """Everything the report shows besides pictures."""
-    d = w.demo
-    summaries = {name: rates.summarise(one.sampled) for name, one in scored.items()}
-
-    def difference(after: str, before: str) -> dict[str, Any]:
-        return evaluation.intervals(rates.paired_difference(scored[before].sampled, scored[after].sampled))
-
-    curve = [("base", 0), *((name, count) for name, (_, count) in runs.items() if name.startswith("ddpo_"))]
-    curve = [(name, count) for name, count in curve if name != "ddpo_literal"] + [("ddpo", d.pairs.count)]
-    stages = json.loads((w.folder / "stages.json").read_text())
-    return {
-        "seed": d.seed,
-        "versions": {name: metadata.version(name) for name in experiment.PACKAGES}
-        | {"python": platform.python_version()},
-        "settings": dataclasses.asdict(d),
-        "stages": [{"name": name, **spent} for name, spent in stages.items()],
-        "models": {name: one.details() for name, one in scored.items()},
-        "differences": {
-            f"{after}-{before}": difference(after, before)
-            for after, before in (("ddpo", "base"), ("dpo", "base"), ("it_vqa", "base"), ("ddpo", "dpo"))
-        },
-        "scaling": [
-            {"pairs": count} | {key: summaries[name][key]._asdict() for key in ("response_rate", "coverage")}
-            for name, count in curve
-        ],
-        "curves": {name: metrics.read(w.folder / name / "metrics.jsonl") for name in ("ddpo", "dpo", "ddpo_literal")},
-        "pairs": json.loads((w.folder / "pairs" / "summary.json").read_text()),
-    }
 
 
 def _cpu_seconds() -> float:

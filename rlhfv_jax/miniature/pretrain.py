@@ -31,14 +31,28 @@ def stage(
     mesh: Mesh,
     meta: dict[str, Any],
     seed: int,
+    augment: str = "none",
 ) -> Any:
     """Runs or continues one stage in `folder` and returns its final parameters; `abstract` has their shapes."""
     folder.mkdir(parents=True, exist_ok=True)
     updater = experiment.make_updater(o, abstract, o.steps)
     start = checkpoint.find(folder) if checkpoint.exists(folder) else None
     state = experiment.initial_state(updater, abstract, init, start, mesh)
-    options = {"total_steps": o.steps, "batch_size": o.batch_size, "seed": seed, "log_every": 20, "save_every": 200}
-    return experiment.fit(updater, loss_fn, state, source, mesh, folder, meta, **options).params
+    return experiment.fit(
+        updater,
+        loss_fn,
+        state,
+        source,
+        mesh,
+        folder,
+        meta,
+        total_steps=o.steps,
+        batch_size=o.batch_size,
+        seed=seed,
+        augment=augment,
+        log_every=20,
+        save_every=200,
+    ).params
 
 
 def warm_up_tower(
@@ -84,10 +98,12 @@ def fine_tune(
     mesh: Mesh,
     tokenizer: MuffinTokenizer,
     seed: int,
+    augment: str = "none",
 ) -> Any:
     """Supervised fine-tuning on a text source, from `init()`; the base model's stage and the clean-VQA stage."""
     meta = prepare.checkpoint_meta(model, tokenizer, TEMPLATE.name)
-    return stage(folder, o, prepare.abstract_params(model), init, steps.sft_loss(model), source, mesh, meta, seed)
+    abstract = prepare.abstract_params(model)
+    return stage(folder, o, abstract, init, steps.sft_loss(model), source, mesh, meta, seed, augment)
 
 
 def fresh_with_tower(model: vlm.Muffin, tower: Any, seed: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -67,11 +67,27 @@ def paired_difference(
 
     Arguments, keys and units as in `summarise`. Raises ValueError also where the two have different lengths.
     """
+    (old, old_draws), (new, new_draws) = _both(before, after, images, resamples, seed)
+    return _intervals(new - old, new_draws - old_draws, level)
+
+
+def relative_change(before: Sequence[AnswerScore], after: Sequence[AnswerScore]) -> dict[str, Interval]:
+    """`paired_difference` in percent of the rate before; a rate of 0 before leaves no interval for its key."""
+    (old, old_draws), (new, new_draws) = _both(before, after, None, 1000, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = _intervals(100 * (new / old - 1), 100 * (new_draws / old_draws - 1), 0.95)
+    return {name: interval for name, interval in found.items() if np.isfinite(interval).all()}
+
+
+def _both(
+    before: Sequence[AnswerScore], after: Sequence[AnswerScore], images: Sequence[int] | None, resamples: int, seed: int
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     if len(before) != len(after):
         raise ValueError(f"{len(before)} answers before, {len(after)} after: expected the same images.")
-    old_values, old_draws = _bootstrap(_totals(before, images), resamples, seed)
-    new_values, new_draws = _bootstrap(_totals(after, images), resamples, seed)
-    return _intervals(new_values - old_values, new_draws - old_draws, level)
+    return (
+        _bootstrap(_totals(before, images), resamples, seed),
+        _bootstrap(_totals(after, images), resamples, seed),
+    )
 
 
 @dataclass(frozen=True)
@@ -89,20 +105,17 @@ class SceneRates:
 
 @dataclass(frozen=True)
 class Overgeneralization:
-    """The paper's Table 2 for one model: a row per kind of place."""
+    """The paper's Table 2 for one model: a row per kind of place, and the mean of the rows' `delta`."""
 
     rows: dict[str, SceneRates]
+    mean_delta: Interval
 
-    @property
-    def mean_delta(self) -> float:
-        """The mean of the rows' `delta`."""
-        return sum(row.delta for row in self.rows.values()) / len(self.rows)
+
+Definition = Literal["response", "mention"]
 
 
 def overgeneralization(
-    scores: Sequence[AnswerScore],
-    scenes: Sequence[Scene],
-    definition: Literal["response", "mention"] = "response",
+    scores: Sequence[AnswerScore], scenes: Sequence[Scene], definition: Definition = "response"
 ) -> Overgeneralization:
     """Compare how often a place's core objects are hallucinated everywhere and in that place (the paper's Table 2).
 
@@ -118,15 +131,44 @@ def overgeneralization(
     Raises:
       ValueError: the lengths differ, or a kind of place has no answer.
     """
+    table, drawn = _core_rates(scores, scenes, definition)
+    rows = {kind: SceneRates(*map(float, pair)) for kind, pair in zip(KINDS, table, strict=True)}
+    return Overgeneralization(rows, _interval(_mean_delta(table), _mean_delta(drawn)))
+
+
+def overgeneralization_difference(
+    before: Sequence[AnswerScore], after: Sequence[AnswerScore], scenes: Sequence[Scene]
+) -> Interval:
+    """The mean Δ of `after` minus that of `before` on the same scenes, in points; both see the same resamples."""
+    (old, old_drawn), (new, new_drawn) = (_core_rates(scores, scenes, "response") for scores in (before, after))
+    return _interval(_mean_delta(new) - _mean_delta(old), _mean_delta(new_drawn) - _mean_delta(old_drawn))
+
+
+def _core_rates(
+    scores: Sequence[AnswerScore], scenes: Sequence[Scene], definition: Definition, resamples: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    # H_a and H_s of every kind of place: float64[kinds, 2], and the same of resampled images, [resamples, kinds, 2].
     if len(scores) != len(scenes):
         raise ValueError(f"{len(scores)} scores for {len(scenes)} scenes: expected one score per scene.")
     if missing := set(KINDS) - {scene.kind for scene in scenes}:
         raise ValueError(f"No answers about {', '.join(sorted(missing))}: H_s needs every kind of place.")
-    rows = {}
+    drawn = _draws(len(scores), resamples, seed)
+    weights = np.concatenate([np.ones((1, len(scores))), drawn])
+    columns = []
     for kind in KINDS:
-        here = [one for one, scene in zip(scores, scenes, strict=True) if scene.kind == kind]
-        rows[kind] = SceneRates(*(_core_rate(part, set(CORE_OBJECTS[kind]), definition) for part in (scores, here)))
-    return Overgeneralization(rows)
+        core = set(CORE_OBJECTS[kind])
+        hallucinated = np.array([len(core & {error.claim.word for error in one.objects}) for one in scores], float)
+        mentioned = np.array([len(core & {mention.object.word for mention in one.mentions}) for one in scores], float)
+        of = np.full(len(scores), float(len(core))) if definition == "response" else mentioned
+        here = np.array([scene.kind == kind for scene in scenes])
+        for mask in (np.ones_like(here), here):
+            columns.append(100.0 * (weights @ (hallucinated * mask)) / np.maximum(weights @ (of * mask), 1.0))
+    table = np.stack(columns, axis=1).reshape(-1, len(KINDS), 2)
+    return table[0], table[1:]
+
+
+def _mean_delta(table: np.ndarray) -> np.ndarray:
+    return (table[..., 1] - table[..., 0]).mean(-1)
 
 
 def vqa_accuracy(answers: Sequence[str], turns: Sequence[Turn]) -> dict[str, float]:
@@ -145,19 +187,9 @@ def vqa_accuracy(answers: Sequence[str], turns: Sequence[Turn]) -> dict[str, flo
 
 
 def mean_interval(values: Sequence[float], resamples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
-    """The mean of one value an image, with its bootstrap interval."""
+    """The mean of one value an image, with its bootstrap interval; of differences, that of the mean difference."""
     array = np.asarray(values, float)
-    picks = np.random.default_rng(seed).integers(0, len(array), (resamples, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(array.mean()), float(low), float(high))
-
-
-def _core_rate(scores: Sequence[AnswerScore], core: set[str], definition: str) -> float:
-    hallucinated = sum(len(core & {error.claim.word for error in one.objects}) for one in scores)
-    if definition == "response":
-        return 100.0 * hallucinated / (len(core) * len(scores))
-    mentioned = sum(len(core & {mention.object.word for mention in one.mentions}) for one in scores)
-    return 100.0 * hallucinated / max(mentioned, 1)
+    return _interval(array.mean(), _draws(len(array), resamples, seed) @ array / len(array), level)
 
 
 def _ratios(one: AnswerScore) -> dict[str, _Ratio]:
@@ -197,15 +229,24 @@ def _totals(scores: Sequence[AnswerScore], images: Sequence[int] | None) -> np.n
 
 def _bootstrap(totals: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     # A resample is how often each image was drawn, so one product with the totals gives every resampled rate.
-    count = len(totals)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    drawn = _draws(len(totals), resamples, seed)
     units = totals[0, :, 2]
 
     def rate(sums: np.ndarray) -> np.ndarray:
         return units * sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], 1.0)
 
-    sums = np.tensordot(drawn.astype(np.float64), totals[:, :, :2], axes=1)
+    sums = np.tensordot(drawn, totals[:, :, :2], axes=1)
     return rate(totals[:, :, :2].sum(0)), rate(sums)
+
+
+def _draws(count: int, resamples: int, seed: int) -> np.ndarray:
+    # float64[resamples, count], how often each image was drawn; the same for every model, so that pairs stay pairs.
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+
+
+def _interval(value: Any, draws: np.ndarray, level: float = 0.95) -> Interval:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high))
 
 
 def _intervals(values: np.ndarray, draws: np.ndarray, level: float) -> dict[str, Interval]:

@@ -38,7 +38,6 @@ _SYMBOLS = {
     "mixed": "±",
     "opposite": "✗",
     "no loss found": "≈",
-    "no interval": "?",
 }
 
 
@@ -118,7 +117,7 @@ def _tile(details: Details, model: str, metric: Metric) -> Markup:
     change = difference(details, model, "base", metric)
     if old is None or new is None or change is None:
         return Markup("")
-    name = metric.label if metric is VQA else metric.label.capitalize()
+    name = metric.title
     kind = "" if change.paired else "bounds "
     ends = f"{number(change.value, signed=True)} points, {kind}{bounds(change.low, change.high, signed=True)}"
     value = f"{number(old['value'])} → {number(new['value'])}%"

@@ -19,12 +19,18 @@ class Metric:
     digits: int = 1
     unit: str = "points"
 
+    @property
+    def title(self) -> str:
+        """The label at the start of a line."""
+        return self.label[0].upper() + self.label[1:]
+
 
 RESPONSE = Metric("response_rate", "response rate")
 ALL = Metric("all_rate", "all-error rate")
 COVERAGE = Metric("coverage", "coverage", "higher")
 MENTIONS = Metric("mentions", "mentions per answer", None, 2, "mentions")
 VQA = Metric("vqa", "VQA accuracy", "higher")
+OVERGENERALIZATION = Metric("overgeneralization_delta", "over-generalization Δ", digits=2)
 METRICS = (
     RESPONSE,
     Metric("mention_rate", "mention rate"),
@@ -43,6 +49,10 @@ _LABELS = {
     "dpo": "DPO",
     "ddpo": "DDPO",
     "ddpo_literal": "DDPO, literal eq. 5",
+    "full": "IT-VQA + DDPO",
+    "full_dpo": "IT-VQA + DPO",
+    "it_vqa_crop": "IT-VQA, cropped",
+    "full_crop": "IT-VQA + DDPO, cropped",
 }
 
 
@@ -69,6 +79,8 @@ def estimate(
     entry = details.get("models", {}).get(model, {})
     if metric is VQA:
         return entry.get("vqa")
+    if metric is OVERGENERALIZATION:
+        return entry.get("overgeneralization", {}).get("mean_delta")
     levels = temperatures(details)
     if not levels:
         return None

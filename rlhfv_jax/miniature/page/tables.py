@@ -8,6 +8,7 @@ from typing import Any
 from rlhfv_jax.miniature.page.markup import Markup, element, join, lines, scrolling
 from rlhfv_jax.miniature.page.readings import (
     METRICS,
+    OVERGENERALIZATION,
     VQA,
     Details,
     Difference,
@@ -30,6 +31,7 @@ _HEADS = {
     "coverage": "Coverage",
     "mentions": "Mentions / answer",
     "vqa": "VQA accuracy",
+    "overgeneralization_delta": "Over-gen. mean Δ",
 }
 _ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 
@@ -56,13 +58,11 @@ def rates_table(details: Details, temperature: str, full: bool) -> Markup:
     """Build the table of one temperature; `full` adds what has none, VQA accuracy and over-generalization."""
     models = [name for name in ordered(details["models"]) if _row(details, name, temperature)]
     metrics = [one for one in METRICS if any(estimate(details, name, one, temperature) for name in models)]
-    if full and any(estimate(details, name, VQA) for name in models):
-        metrics.append(VQA)
+    if full:
+        whole = (VQA, OVERGENERALIZATION)
+        metrics += [one for one in whole if any(estimate(details, name, one) for name in models)]
     columns = [_column(details, models, metric, temperature) for metric in metrics]
     heads = [_head(metric) for metric in metrics]
-    if full and any("overgeneralization" in details["models"][name] for name in models):
-        columns.append(_delta_column(details, models))
-        heads.append(_column_head("Over-gen. mean Δ", "smallest"))
     rows = [
         element("tr", element("th", label(name), scope="row"), *(column[at] for column in columns))
         for at, name in enumerate(models)
@@ -94,7 +94,7 @@ def scenes_table(details: Details) -> Markup:
     rows: dict[str, tuple[Sequence[Sequence[float | None]], float]] = {}
     for name, entry in present.items():
         cells = [[entry["kinds"].get(kind, {}).get(key) for key in ("h_a", "h_s", "delta")] for kind in kinds]
-        rows[label(name)] = (cells, entry["mean_delta"])
+        rows[label(name)] = (cells, entry["mean_delta"]["value"])
     return _scenes("Over-generalization per kind of place", kinds, rows)
 
 
@@ -106,7 +106,8 @@ def paper_scenes_table() -> Markup:
 def differences_table(details: Details) -> Markup:
     """Build the table of all paired differences, each within noise or not."""
     given = details["differences"]
-    metrics = [one for one in (*METRICS, VQA) if any(one.key in entry for entry in given.values())]
+    every = (*METRICS, VQA, OVERGENERALIZATION)
+    metrics = [one for one in every if any(one.key in entry for entry in given.values())]
     rows = []
     for pair, entry in given.items():
         after, _, before = pair.partition("-")
@@ -155,16 +156,6 @@ def _column(details: Details, models: Sequence[str], metric: Metric, temperature
     return [
         _estimate_cell(entry, metric.digits, best=value is not None and value == best)
         for entry, value in zip(entries, shown, strict=True)
-    ]
-
-
-def _delta_column(details: Details, models: Sequence[str]) -> list[Markup]:
-    deltas = [details["models"][name].get("overgeneralization", {}).get("mean_delta") for name in models]
-    known = [round(abs(delta), 1) for delta in deltas if delta is not None]
-    best = min(known) if len(known) > 1 else None
-    return [
-        element("td", _value(number(delta, signed=True), delta is not None and round(abs(delta), 1) == best))
-        for delta in deltas
     ]
 
 

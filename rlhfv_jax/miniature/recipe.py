@@ -1,0 +1,139 @@
+"""What the miniature trains: its settings, and each preference run as the configuration of an ordinary run."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhfv_jax import settings
+from rlhfv_jax.data.chat import WORDS as TEMPLATE
+from rlhfv_jax.errors import UserError
+from rlhfv_jax.miniature import evaluation, pairs
+from rlhfv_jax.models import vlm
+
+SCALING = (200, 400, 800)  # pairs, besides all of them: the paper's Fig. 2
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How careless the base model's training text is; see `captions.CaptionNoise` and `captions.vqa_turns`."""
+
+    absent: float
+    vqa: float
+
+
+@dataclass(frozen=True)
+class Align:
+    """One preference run: equation 5's γ and averaging, β, and the learning rate."""
+
+    gamma: float
+    beta: float
+    average: bool
+    lr: float
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Everything the miniature depends on; the comments in `configs/demo.py` say what each key means."""
+
+    task: str
+    seed: int
+    seeds: int
+    model: vlm.MuffinConfig
+    noise: Noise
+    vision: settings.Optim
+    sft: settings.Optim
+    it_vqa: settings.Optim
+    pairs: pairs.PairSettings
+    ddpo: Align
+    ddpo_literal: Align
+    dpo: Align
+    align: settings.Optim
+    scaling: bool
+    ablations: bool
+    evaluation: evaluation.EvaluationSettings
+
+
+@dataclass(frozen=True)
+class Run:
+    """One preference run: what it optimizes, on how many pairs, from which model (its reference), on which images."""
+
+    align: Align
+    count: int
+    start: str = "base"
+    augment: str = "none"
+
+
+def build(config: Mapping[str, Any]) -> Demo:
+    """The settings of a plain nested configuration; raises UserError naming the key that is wrong."""
+    demo = settings.build(Demo, config)
+    if demo.evaluation.split not in ("dev", "test"):
+        raise UserError(f"config.evaluation.split={demo.evaluation.split!r} is not known; choose dev or test.")
+    if demo.evaluation.temperature <= 0:
+        raise UserError("config.evaluation.temperature must be positive; greedy answers are evaluated in any case.")
+    for key in ("seeds", "pairs.prompts", "pairs.count", "evaluation.scenes"):
+        if settings.get(demo, key) < 1:
+            raise UserError(f"config.{key}={settings.get(demo, key)} must be positive.")
+    return demo
+
+
+def scaling_sizes(d: Demo) -> list[int]:
+    """Numbers of pairs below the full set."""
+    return [size for size in SCALING if size < d.pairs.count] if d.scaling else []
+
+
+def alignment_runs(d: Demo) -> dict[str, Run]:
+    """Name → preference run, in the order in which they are trained."""
+    full = d.pairs.count
+    runs = {"ddpo": Run(d.ddpo, full), "dpo": Run(d.dpo, full), "ddpo_literal": Run(d.ddpo_literal, full)}
+    runs |= {f"ddpo_{size}": Run(d.ddpo, size) for size in scaling_sizes(d)}
+    if d.ablations:  # the paper's Table 3; its RLHF-V is IT-VQA, then DDPO
+        runs |= {
+            "full": Run(d.ddpo, full, "it_vqa"),
+            "full_dpo": Run(d.dpo, full, "it_vqa"),
+            "full_crop": Run(d.ddpo, full, "it_vqa_crop", "crop"),
+        }
+    return runs
+
+
+def models(d: Demo) -> list[str]:
+    """Every model that is evaluated, the unaligned ones first."""
+    return ["base", "it_vqa", *(["it_vqa_crop"] if d.ablations else []), *alignment_runs(d)]
+
+
+def comparisons(d: Demo) -> list[tuple[str, str]]:
+    """(after, before) of every difference that is reported."""
+    every = [("ddpo", "base"), ("dpo", "base"), ("ddpo_literal", "base"), ("it_vqa", "base"), ("ddpo", "dpo")]
+    if d.ablations:
+        every += [("full", "it_vqa"), ("full", "full_dpo"), ("full", "full_crop")]
+    return every
+
+
+def alignment_config(d: Demo, run: Run, folder: Path) -> dict[str, Any]:
+    """The configuration of a preference run in the miniature's `folder`, as `configs/ddpo.py` would give it."""
+    return {
+        "task": "ddpo",
+        "init_from": str(folder / run.start),
+        "model": dataclasses.asdict(d.model),
+        "tokenizer": "",
+        "dtype": "float32",
+        "remat": "none",
+        "seed": d.seed,
+        "data": {
+            "path": str(folder / "pairs" / f"{run.count}.parquet"),
+            "eval_path": "",
+            "spans": "auto",
+            "template": TEMPLATE.name,
+            "max_length": 64,
+            "too_long": "error",
+            "augment": run.augment,
+        },
+        "ddpo": {"gamma": run.align.gamma, "beta": run.align.beta, "average": run.align.average},
+        "optim": dataclasses.asdict(d.align) | {"lr": run.align.lr},
+        "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+        "log_every": 20,
+        "save_every": 50,
+        "eval_every": 0,
+        "keep": 1,
+    }
