@@ -56,6 +56,8 @@ def demo() -> ml_collections.ConfigDict:
     c.scaling = True  # DDPO on 200, 400 and 800 pairs too (paper, Fig. 2)
     c.ablations = False  # the paper's Table 3: IT-VQA then DDPO, DPO in its place, and both stages on cropped images
 
+    c.save_every = 100  # steps between checkpoints, in every stage
+
     c.evaluation = ml_collections.ConfigDict()
     c.evaluation.split = "test"  # or "dev": for choosing settings
     c.evaluation.scenes = 1000
@@ -84,10 +86,12 @@ def optimizer(name: str, lr: float, steps: int, batch_size: int) -> ml_collectio
 
 def smoke() -> ml_collections.ConfigDict:
     c = demo()
+    c.model.tower.layers = c.model.llm.layers = c.model.llm.unroll = 1  # less to compile
     c.vision.steps = 20
-    c.sft.steps = 80
+    c.sft.steps = 60
     c.it_vqa.steps = 2
     c.align.steps = 2
+    c.save_every = 10
     c.scaling = False
     c.pairs.prompts = 250
     c.pairs.count = 8
