@@ -45,7 +45,7 @@ def demo() -> ml_collections.ConfigDict:
     c.pairs.prompts = 2600  # scenes whose answers are sampled for correction
     c.pairs.count = 1400  # pairs kept, as many as the paper has
     c.pairs.temperature = 1.0
-    c.pairs.deletions = False  # also correct by deleting: shows how deletions teach a model to stop early
+    c.pairs.deletions = False  # take wrong objects out instead of replacing them: teaches a model to stop early
 
     # β multiplies an averaged score here: 10 is 0.5 times the mean number of scored tokens (about 20), so that the
     # brake towards the reference is as strong as in DPO on sums. The literal β is the paper's 0.5.
@@ -95,6 +95,5 @@ def smoke() -> ml_collections.ConfigDict:
     c.scaling = False
     c.pairs.prompts = 250
     c.pairs.count = 8
-    c.pairs.deletions = True
     c.evaluation.scenes = 250
     return c

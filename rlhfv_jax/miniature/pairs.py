@@ -17,7 +17,7 @@ SPLIT = "prompts"
 
 @dataclass(frozen=True)
 class PairSettings:
-    """How many answers are sampled, how many pairs are kept, at which temperature; deletions show the length effect."""
+    """How many answers are sampled, how many pairs are kept, at which temperature; how wrong objects are corrected."""
 
     prompts: int
     count: int
