@@ -122,7 +122,7 @@ def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
     if s.init_from == RANDOM:
         init = functools.partial(vlm.init, model)
         return jax.jit(init, out_shardings=sharding.shardings(abstract, mesh))(jax.random.key(s.seed))
-    return checkpoint.restore_params(s.init_from, abstract, mesh)
+    return checkpoint.restore_params(s.init_from, abstract, mesh, dtype=jnp.float32)  # master weights, whatever is stored
 
 
 def reference_facts(s: Settings, model: vlm.Muffin, tokenizer: MuffinTokenizer, params_digest: str) -> dict[str, Any]:

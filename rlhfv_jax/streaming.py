@@ -1,0 +1,143 @@
+"""Orbax checkpoints written and read a block at a time, for parameters that do not fit in memory together.
+
+The layout is that of `checkpoint`: what is written here, `checkpoint.restore_params` reads, and the other way round.
+"""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+
+from rlhfv_jax import checkpoint, trees
+from rlhfv_jax.errors import UserError
+
+CHUNK_BYTES = 64 * 2**20  # of one stored chunk; compressing and decompressing need a few of these at a time
+Block = tuple[int | None, np.ndarray]  # an index of the leading axis (None: everything) and what stands there
+
+
+@dataclass(frozen=True)
+class StreamedArray:
+    """An array that exists only block by block, while it is written; `stacked`: a block is one entry of axis 0."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stacked: bool
+    blocks: Callable[[], Iterator[Block]]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+class _StreamHandler(ocp.type_handlers.NumpyHandler):
+    """Writes StreamedArrays as Orbax writes NumPy arrays, one block of one array at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+        self._turn = asyncio.Lock()
+
+    async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
+        async with self._turn:  # Orbax starts all arrays at once
+            store = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
+            for index, block in value.blocks():
+                await (store if index is None else store[index]).write(block, can_reference_source_data_indefinitely=True)
+
+
+@contextmanager
+def finished_directory(path: str | Path) -> Iterator[Path]:
+    """A directory to write into that takes its name only when the block ends without an error.
+
+    Raises UserError where `path` already holds something. What an interrupted earlier run left is removed.
+    """
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} already exists; choose another destination, or remove it.")
+    temporary = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rmdir()
+    os.replace(temporary, path)
+
+
+def write(folder: Path, arrays: Mapping[str, StreamedArray], meta: Mapping[str, Any], step: int = 0) -> None:
+    """Writes `folder`/checkpoints/`step` with the arrays as `params` (keyed by path) and the JSON record `meta`.
+
+    At most one block is in memory at a time. A block with an index must be a whole entry of the leading axis.
+    """
+    registry = ocp.type_handlers.create_type_handler_registry((StreamedArray, _StreamHandler()))
+    handlers = {
+        "params": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        "meta": ocp.JsonCheckpointHandler(),
+    }
+    tree = trees.nest(arrays)
+    # Chunks never span two entries of a stacked array's leading axis, so that a block is written, and read, alone.
+    save_args = trees.map_with_path(
+        lambda path, _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if arrays[path].stacked else ()), tree
+    )
+    with ocp.CheckpointManager(folder / "checkpoints", item_names=tuple(handlers), item_handlers=handlers) as manager:
+        items = {"params": ocp.args.PyTreeSave(tree, save_args), "meta": ocp.args.JsonSave(dict(meta))}
+        manager.save(step, args=ocp.args.Composite(**items))
+        manager.wait_until_finished()
+
+
+class StoredArrays(Mapping[str, "StoredArray"]):
+    """The parameters of the checkpoint that `checkpoint.find(path)` names, by path, read only when asked."""
+
+    def __init__(self, path: str | Path):
+        self.folder = checkpoint.find(path) / "params"
+        self._stored = dict(trees.paths(checkpoint.stored_params(path)))
+
+    def __getitem__(self, path: str) -> "StoredArray":
+        stored = self._stored[path]
+        info = ocp.type_handlers.ParamInfo(
+            name=path.replace("/", "."), parent_dir=epath.Path(self.folder), is_ocdbt_checkpoint=True
+        )
+        spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=True)
+        return StoredArray(tuple(stored.shape), np.dtype(stored.dtype), spec)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array of a checkpoint on disk."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    spec: dict[str, Any]
+
+    def read(self) -> np.ndarray:
+        """The whole array."""
+        return tensorstore.open(tensorstore.Spec(self.spec), open=True).result().read().result()
+
+    def entries(self) -> Iterator[np.ndarray]:
+        """Its entries along axis 0; the whole is in memory only where it was stored in one piece."""
+        store = tensorstore.open(tensorstore.Spec(self.spec), open=True).result()
+        if store.chunk_layout.read_chunk.shape[0] == 1:
+            for index in range(self.shape[0]):
+                yield store[index].read().result()
+        else:
+            yield from store.read().result()
