@@ -53,7 +53,9 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
         async with self._turn:  # Orbax starts all arrays at once
             store = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
             for index, block in value.blocks():
-                await (store if index is None else store[index]).write(block, can_reference_source_data_indefinitely=True)
+                await (store if index is None else store[index]).write(
+                    block, can_reference_source_data_indefinitely=True
+                )
 
 
 @contextmanager
@@ -131,13 +133,17 @@ class StoredArray:
 
     def read(self) -> np.ndarray:
         """The whole array."""
-        return tensorstore.open(tensorstore.Spec(self.spec), open=True).result().read().result()
+        return self._open().read().result()
 
     def entries(self) -> Iterator[np.ndarray]:
         """Its entries along axis 0; the whole is in memory only where it was stored in one piece."""
-        store = tensorstore.open(tensorstore.Spec(self.spec), open=True).result()
-        if store.chunk_layout.read_chunk.shape[0] == 1:
+        store = self._open()
+        if (store.chunk_layout.read_chunk.shape or (None,))[0] == 1:
             for index in range(self.shape[0]):
                 yield store[index].read().result()
         else:
             yield from store.read().result()
+
+    def _open(self) -> tensorstore.TensorStore:
+        context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
+        return tensorstore.open(tensorstore.Spec(self.spec), open=True, context=context).result()

@@ -1,7 +1,7 @@
 """What a PyTorch checkpoint's names and shapes say about the model, and what is wrong with them.
 
-Every axis of every tensor votes for the size it stands for, so one wrong tensor is outvoted and named. What shapes cannot
-tell (how many heads share a width, say) comes from the checkpoint's config.json or from the user.
+Every axis of every tensor votes for the size it stands for, so one wrong tensor is outvoted and named. What shapes
+cannot tell (how many heads share a width, say) comes from the checkpoint's config.json or from the user.
 """
 
 import math
@@ -23,7 +23,7 @@ MODEL_ROOTS = ("model.vision_tower.", "model.mm_projector.", "model.query")
 
 @dataclass(frozen=True)
 class Hints:
-    """What shapes cannot tell. `sizes` holds sizes that are known otherwise; shapes that say something else are wrong."""
+    """What shapes cannot tell. `sizes` are known otherwise; shapes that say something else are wrong."""
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     norm_eps: float = 1e-6
@@ -44,9 +44,7 @@ def plan(shapes: Shapes, hints: Hints, extra_ignored: Iterable[str] = ()) -> Pla
 
     Raises UserError that names each tensor that is missing, unknown or misshapen.
     """
-    patterns = [re.compile(pattern) for pattern in (*IGNORED, *extra_ignored)]
-    ignored = [name for name in shapes if any(pattern.fullmatch(name) for pattern in patterns)]
-    kept = {name: shape for name, shape in shapes.items() if name not in set(ignored)}
+    kept, ignored = set_aside(shapes, extra_ignored)
     muffin = any(name.startswith(MODEL_ROOTS) for name in kept)
     entries: Sequence[Entry] = MUFFIN if muffin else LLAMA
     if "lm_head.weight" not in kept and not muffin:  # tied: the embedding is the head too
@@ -60,6 +58,14 @@ def plan(shapes: Shapes, hints: Hints, extra_ignored: Iterable[str] = ()) -> Pla
         return Plan(entries, sizes, llm, ignored)
     # The released added tokens: [PAD], <im_patch>, <im_start>, <im_end>, the last four.
     return Plan(entries, sizes, vlm.MuffinConfig(tower_config(sizes), llm, sizes["vocab"] - 3), ignored)
+
+
+def set_aside(shapes: Shapes, extra: Iterable[str] = ()) -> tuple[Shapes, list[str]]:
+    """The tensors without, and the names of, those that stand on the ignore list or match an `extra` pattern."""
+    patterns = [re.compile(pattern) for pattern in (*IGNORED, *extra)]
+    ignored = [name for name in shapes if any(pattern.fullmatch(name) for pattern in patterns)]
+    aside = set(ignored)
+    return {name: shape for name, shape in shapes.items() if name not in aside}, ignored
 
 
 def check(shapes: Shapes, entries: Sequence[Entry], sizes: Mapping[str, int]) -> list[str]:
@@ -133,8 +139,8 @@ def _split_heads(sizes: dict[str, int], head: int | None) -> None:
             sizes["tower_heads"] = width // 64  # as BEiT-3 base and large
         if "tower_heads" not in sizes or width % sizes["tower_heads"]:
             raise UserError(
-                f"The number of attention heads of the vision tower (width {width}) cannot be told from shapes: give it "
-                "as --tower_heads."
+                f"The number of attention heads of the vision tower (width {width}) cannot be told from shapes: give "
+                "it as --tower_heads."
             )
         sizes["tower_head"] = width // sizes["tower_heads"]
         sizes["color"] = 3
@@ -235,7 +241,9 @@ def hints_from_config(config: Mapping[str, Any], given: Mapping[str, int]) -> Hi
     if config.get("hidden_act", "silu") != "silu":
         raise UserError(f"config.json asks for the activation {config['hidden_act']!r}; only silu is supported.")
     if config.get("head_dim") not in (None, sizes.get("width", 0) // max(sizes.get("heads", 1), 1)):
-        raise UserError(f"config.json has head_dim={config['head_dim']}; only hidden_size / num_attention_heads is supported.")
+        raise UserError(
+            f"config.json has head_dim={config['head_dim']}; only hidden_size / num_attention_heads is supported."
+        )
     named = re.fullmatch(r"beit3_(base|large)_patch(\d+)_(\d+)", str(config.get("mm_vision_tower", "")))
     if named:
         tower = beit3.SIZES[named.group(1)](int(named.group(3)))

@@ -41,14 +41,16 @@ class Entry(NamedTuple):
 
     def our_shape(self, sizes: Sizes) -> tuple[int, ...]:
         """The parameter's shape, stack axis first, vocabulary padded."""
-        shape = tuple(padded(sizes[a]) if a == ("vocab",) else _product(a, sizes) for a in axes(self.axes)[1])
+        shape = tuple(padded(sizes["vocab"]) if a == ("vocab",) else _product(a, sizes) for a in axes(self.axes)[1])
         return shape if self.stack is None else (sizes[self.stack], *shape)
 
     def to_ours(self, tensor: np.ndarray, sizes: Sizes) -> np.ndarray:
         """One PyTorch tensor as one layer of the parameter; rows that pad the vocabulary are zeros."""
         assert tensor.shape == self.torch_shape(sizes), (self.name, tensor.shape)
         array = rearrange(tensor, self.axes, **self._lengths(sizes))
-        padding = [(0, padded(n) - n if a == ("vocab",) else 0) for a, n in zip(axes(self.axes)[1], array.shape, strict=True)]
+        padding = [
+            (0, padded(n) - n if a == ("vocab",) else 0) for a, n in zip(axes(self.axes)[1], array.shape, strict=True)
+        ]
         return np.pad(array, padding) if any(right for _, right in padding) else array
 
     def to_torch(self, array: np.ndarray, sizes: Sizes) -> np.ndarray:
@@ -59,7 +61,7 @@ class Entry(NamedTuple):
         return rearrange(array[kept], f"{ours} -> {torch}", **self._lengths(sizes))
 
     def _lengths(self, sizes: Sizes) -> dict[str, int]:
-        return {a: sizes[a] for axis in axes(self.axes)[0] if len(axis) > 1 for a in axis}
+        return {a: sizes[a] for side in axes(self.axes) for axis in side if len(axis) > 1 for a in axis}
 
 
 @cache
@@ -124,7 +126,9 @@ def _tower() -> Iterator[Entry]:
             yield Entry(f"{name}.bias", f"{path}/bias", f"{size} -> {size}")
         for part in "qkv":
             name, path = f"{layer}.self_attn.{part}_proj.{branch}", f"{ours}/attention/{part}/{branch}"
-            yield Entry(f"{name}.weight", f"{path}/kernel", f"{heads} tower_width -> tower_width tower_heads tower_head")
+            yield Entry(
+                f"{name}.weight", f"{path}/kernel", f"{heads} tower_width -> tower_width tower_heads tower_head"
+            )
             yield Entry(f"{name}.bias", f"{path}/bias", f"{heads} -> tower_heads tower_head")
         name, path = f"{layer}.self_attn.out_proj.{branch}", f"{ours}/attention/o/{branch}"
         yield Entry(f"{name}.weight", f"{path}/kernel", f"tower_width {heads} -> tower_heads tower_head tower_width")

@@ -1,14 +1,14 @@
 """PyTorch checkpoints on disk: names and shapes at once, tensors only when asked for and then memory-mapped.
 
-    a directory      pytorch_model*.bin or *.safetensors, in one file or in shards with an index; config.json beside them
-    a file           .bin, .pt, .pth or .safetensors
-    a list           .txt with one `name <tab> (shape)` a line, for a dry run; or an index alone, which has names only
+a directory      pytorch_model*.bin or *.safetensors, in one file or in shards with an index; config.json beside them
+a file           .bin, .pt, .pth or .safetensors
+a list           .txt with one `name <tab> (shape)` a line, for a dry run; or an index alone, which has names only
 """
 
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,8 @@ FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 class Tensors(Protocol):
     """Named tensors. `shapes`: known without reading; None where only the name is known."""
 
-    shapes: Mapping[str, Shape]
+    @property
+    def shapes(self) -> Mapping[str, Shape]: ...
 
     def read(self, name: str) -> np.ndarray:
         """The tensor's values, in its own dtype (bfloat16 as ml_dtypes has it), memory-mapped where possible."""
@@ -142,7 +143,7 @@ def _open_index(path: Path) -> Tensors:
 
 
 def read_list(path: Path) -> dict[str, Shape]:
-    """`name (4, 8) ...` a line, separated by white space; what follows the shape and lines that start with # are left out."""
+    """`name (4, 8) ...` a line, separated by white space; the rest of a line, and lines from # on, are left out."""
     shapes: dict[str, Shape] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):

@@ -76,15 +76,15 @@ SIZES = {"tiny": tiny, "base": base, "large": large}
 def interpolate_positions(table: jax.Array, patches: int) -> jax.Array:
     """The image branch's position table for another number of patches.
 
-    table [P+3, D] -> [patches+3, D]: the two unused rows and the class token's are copied, the grid is resized bicubically
-    as by torch's `interpolate(mode="bicubic", align_corners=False)`. Both grids must be square.
+    table [P+3, D] -> [patches+3, D]: the two unused rows and the class token's are copied, the grid is resized as by
+    torch's `interpolate(mode="bicubic", align_corners=False)`. Both grids must be square.
     """
     grid = table[POSITION_OFFSET + 1 :]
     old, new = math.isqrt(grid.shape[0]), math.isqrt(patches)
     if old**2 != grid.shape[0] or new**2 != patches:
         raise ValueError(f"position tables of {grid.shape[0]} and {patches} patches: both must be squares")
     shape = (new, new, grid.shape[1])
-    # ResizeMethod.CUBIC is another kernel, and antialiasing (the default) would blur when shrinking: torch does neither.
+    # Plain CUBIC is another kernel, and antialiasing (the default) blurs when shrinking: torch does neither.
     method = jax.image.ResizeMethod.CUBIC_PYTORCH
     resized = jax.image.resize(grid.reshape(old, old, -1), shape, method, antialias=False)
     return jnp.concatenate([table[: POSITION_OFFSET + 1], resized.reshape(patches, -1)])

@@ -118,8 +118,8 @@ def check_image_tokens(tokens: Any, config: MuffinConfig, lengths: Any = None) -
     wrong = np.flatnonzero((counts != 0) & (counts != queries))
     if wrong.size:
         raise UserError(
-            f"Row {wrong[0]} has {counts[wrong[0]]} image tokens (id {config.image_token}), but the vision tower yields "
-            f"{queries}: a row holds exactly that many, or none."
+            f"Row {wrong[0]} has {counts[wrong[0]]} image tokens (id {config.image_token}), but the vision tower "
+            f"yields {queries}: a row holds exactly that many, or none."
         )
 
 
