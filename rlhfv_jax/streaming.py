@@ -107,14 +107,16 @@ class StoredArrays(Mapping[str, "StoredArray"]):
     def __init__(self, path: str | Path):
         self.folder = checkpoint.find(path) / "params"
         self._stored = dict(trees.paths(checkpoint.stored_params(path)))
+        self._context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
 
     def __getitem__(self, path: str) -> "StoredArray":
         stored = self._stored[path]
+        name, folder = path.replace("/", "."), epath.Path(self.folder)
         info = ocp.type_handlers.ParamInfo(
-            name=path.replace("/", "."), parent_dir=epath.Path(self.folder), is_ocdbt_checkpoint=True
+            name=name, parent_dir=folder, is_ocdbt_checkpoint=True, ts_context=self._context
         )
         spec = ocp.type_handlers.get_json_tspec_read(info, use_ocdbt=True)
-        return StoredArray(tuple(stored.shape), np.dtype(stored.dtype), spec)
+        return StoredArray(tuple(stored.shape), np.dtype(stored.dtype), spec, self._context)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -130,6 +132,7 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     spec: dict[str, Any]
+    context: tensorstore.Context
 
     def read(self) -> np.ndarray:
         """The whole array."""
@@ -145,5 +148,4 @@ class StoredArray:
             yield from store.read().result()
 
     def _open(self) -> tensorstore.TensorStore:
-        context = ocp.type_handlers.get_ts_context(use_ocdbt=True)
-        return tensorstore.open(tensorstore.Spec(self.spec), open=True, context=context).result()
+        return tensorstore.open(tensorstore.Spec(self.spec), open=True, context=self.context).result()

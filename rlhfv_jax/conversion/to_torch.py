@@ -147,10 +147,13 @@ def hf_config(plan: Plan, dtype: np.dtype) -> dict[str, Any]:
         "bos_token_id": 0,  # as released, though the tokenizer's are 1 and 2
         "eos_token_id": 1,
         "pad_token_id": -1,
+        "freeze_mm_mlp_adapter": False,
+        "fully_tune": True,
         "max_sequence_length": 2048,
         "mm_use_im_start_end": True,
         "mm_vision_tower": f"beit3_{named}_patch{tower.patch}_{tower.image_size}",
         "num_query": tower.queries,
+        "tune_mm_mlp_adapter": False,
         "use_cache": False,
         "use_mm_proj": True,
     }
