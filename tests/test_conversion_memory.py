@@ -33,7 +33,9 @@ def write_llama(folder: Path, shards: int) -> int:
     for number in range(shards):
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         part = names[number::shards]
-        save_file({name: rng.standard_normal(shapes[name], np.float32) * np.float32(0.02) for name in part}, folder / file)
+        save_file(
+            {name: rng.standard_normal(shapes[name], np.float32) * np.float32(0.02) for name in part}, folder / file
+        )
         weight_map |= dict.fromkeys(part, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config = {"num_attention_heads": SIZES["heads"], "num_key_value_heads": SIZES["kv_heads"], "rms_norm_eps": 1e-5}
@@ -57,7 +59,9 @@ def run_limited(arguments: list[str]) -> dict:
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
-            peak = max(peak, *(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")))
+            peak = max(
+                peak, *(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+            )
         except (OSError, TypeError):
             break
         time.sleep(0.02)
