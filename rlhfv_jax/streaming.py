@@ -4,6 +4,7 @@ The layout is that of `checkpoint`: what is written here, `checkpoint.restore_pa
 """
 
 import asyncio
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -48,14 +49,18 @@ class _StreamHandler(ocp.type_handlers.NumpyHandler):
     def __init__(self) -> None:
         super().__init__(deepcopy_host_arrays=False)
         self._turn = asyncio.Lock()
+        self._failed = False
 
     async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
         async with self._turn:  # Orbax starts all arrays at once
+            if self._failed:
+                return  # the first failure is raised; nothing may be under way when its event loop closes
+            self._failed = True
             store = await tensorstore.open(tensorstore.Spec(tspec), create=True, open=True, context=ts_context)
             for index, block in value.blocks():
-                await (store if index is None else store[index]).write(
-                    block, can_reference_source_data_indefinitely=True
-                )
+                target = store if index is None else store[index]
+                await target.write(block, can_reference_source_data_indefinitely=True)
+            self._failed = False
 
 
 @contextmanager
@@ -86,19 +91,35 @@ def write(folder: Path, arrays: Mapping[str, StreamedArray], meta: Mapping[str, 
     At most one block is in memory at a time. A block with an index must be a whole entry of the leading axis.
     """
     registry = ocp.type_handlers.create_type_handler_registry((StreamedArray, _StreamHandler()))
-    handlers = {
-        "params": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-        "meta": ocp.JsonCheckpointHandler(),
-    }
     tree = trees.nest(arrays)
     # Chunks never span two entries of a stacked array's leading axis, so that a block is written, and read, alone.
     save_args = trees.map_with_path(
         lambda path, _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if arrays[path].stacked else ()), tree
     )
-    with ocp.CheckpointManager(folder / "checkpoints", item_names=tuple(handlers), item_handlers=handlers) as manager:
-        items = {"params": ocp.args.PyTreeSave(tree, save_args), "meta": ocp.args.JsonSave(dict(meta))}
-        manager.save(step, args=ocp.args.Composite(**items))
-        manager.wait_until_finished()
+    target = folder / "checkpoints" / str(step)
+    # One item after the other: of two that write at once, one would go on after the other's failure.
+    with _naming_failure(folder):
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+            writer.save(target / "meta", args=ocp.args.JsonSave(dict(meta)))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
+            writer.save(target / "params", args=ocp.args.PyTreeSave(tree, save_args))
+
+
+@contextmanager
+def _naming_failure(folder: Path) -> Iterator[None]:
+    """Turns what a full disk makes TensorStore raise into one sentence; the blocks' own errors pass."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # Orbax's threads log each failure once more, with a page of traceback
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        where = folder.parent
+        raise UserError(f"The checkpoint could not be written in {where}; is the disk full? ({reason})") from error
+    finally:
+        logging.disable(disabled)
 
 
 class StoredArrays(Mapping[str, "StoredArray"]):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -70,7 +71,7 @@ def test_a_dry_run_needs_neither_weights_nor_destination(keys, tmp_path):
         ({"dst": ""}, "No destination"),
         ({"dtype": "float64"}, "--dtype=float64 is not known; choose one of float32"),
         ({"model": "muffin_14b"}, "--model=muffin_14b is not known"),
-        ({"model": "muffin_13b"}, "has shape"),
+        ({"model": "muffin_13b"}, "is missing (expected (1024,))"),
         ({"tokenizer": "none.model"}, "Cannot read the tokenizer none.model"),
         ({"tower_heads": 0}, "give it as --tower_heads"),
         ({"tower": "none.pth"}, "There is no checkpoint at none.pth"),
@@ -178,6 +179,20 @@ def test_a_failure_half_way_leaves_nothing_behind(tmp_path, source, monkeypatch)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("direction", ["to_orbax", pytest.param("to_torch", marks=pytest.mark.slow)])
+def test_a_full_disk_is_one_sentence_and_leaves_no_destination(tmp_path, source, direction):
+    """A limit on the size of a file stands for it: the same failed write."""
+    job.run_to_orbax(Options(source, str(tmp_path / "good"), tower_heads=4))
+    start = {"to_orbax": source, "to_torch": str(tmp_path / "good")}[direction]
+    command = [*COMMAND, f"--direction={direction}", f"--src={start}", f"--dst={tmp_path / 'out'}", "--tower_heads=4"]
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # noqa: E731
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["to_orbax", "to_torch"])
 def test_a_killed_conversion_leaves_no_directory_that_looks_finished(tmp_path, source, direction):
     """Killed without warning as soon as it has begun to write; the same command then succeeds."""

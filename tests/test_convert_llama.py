@@ -1,4 +1,4 @@
-"""LLaMAs of transformers and of llama2.c: the same function before, in between and after; and a Muffin from its parts."""
+"""LLaMAs of transformers and llama2.c are the same function before, in between and after; Muffin from its parts."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def our_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
     return np.asarray(hidden @ llama.head_kernel(params["llm"]))[..., : config.vocab_size]
 
 
-@pytest.mark.parametrize(("kv_heads", "tied"), [(4, False), (2, False), (2, True)])
+@pytest.mark.parametrize(("kv_heads", "tied"), [(2, False), (2, True), pytest.param(4, False, marks=pytest.mark.slow)])
 def test_a_llama_gives_the_same_logits_before_in_between_and_after(tmp_path, tokenizer_file, kv_heads, tied):
     """From transformers' own shards, through Orbax, to a directory that transformers opens."""
     import transformers
