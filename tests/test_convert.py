@@ -185,7 +185,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_destination(tmp_path, source,
     job.run_to_orbax(Options(source, str(tmp_path / "good"), tower_heads=4))
     start = {"to_orbax": source, "to_torch": str(tmp_path / "good")}[direction]
     command = [*COMMAND, f"--direction={direction}", f"--src={start}", f"--dst={tmp_path / 'out'}", "--tower_heads=4"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # noqa: E731
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))  # noqa: E731
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
