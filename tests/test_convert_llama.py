@@ -163,7 +163,8 @@ def test_a_muffin_is_built_from_llama_and_beit3(tmp_path, tokenizer_file, bare_t
     assert 0 < np.abs(params["projector"]["kernel"]).max() <= 64**-0.5 and not np.any(params["projector"]["bias"])
     image = np.zeros((1, 96, 96, 3), np.uint8)
     tokens = np.array([[1, 514, *[513] * 6, 515, 7]], np.int32)
-    hidden, _ = vlm.Muffin(config).apply({"params": params}, tokens, image)
+    vlm.check_image_tokens(tokens, config)
+    hidden = jax.jit(lambda p: vlm.Muffin(config).apply({"params": p}, tokens, image)[0])(params)
     assert np.isfinite(hidden).all()
     job.run_to_torch(Options(str(tmp_path / "muffin"), str(tmp_path / "back"), verify=True))
 

@@ -68,12 +68,14 @@ def run_to_orbax(options: Options) -> dict[str, Any]:
     _need_destination(options)
     tokenizer = tokenizer_files.find(source, options.tokenizer, options.fast_ids)
     plan = _with_tokenizer(plan, tokenizer)
-    destination = Path(options.dst)
-    to_orbax.write(tensors, plan, destination, dtype, meta(plan, tokenizer))
-    report = _report(plan, dtype, started, options)
-    if options.verify:
-        report["verified"] = verify.to_orbax_side(tensors, StoredArrays(destination), plan, destination)
-    return report
+
+    def check(folder: Path) -> int | None:
+        if not options.verify:
+            return None
+        return verify.to_orbax_side(tensors, StoredArrays(folder), plan, Path(options.dst))
+
+    verified = to_orbax.write(tensors, plan, Path(options.dst), dtype, meta(plan, tokenizer), check)
+    return _report(plan, dtype, started, options, verified)
 
 
 def run_to_torch(options: Options) -> dict[str, Any]:
@@ -95,15 +97,18 @@ def run_to_torch(options: Options) -> dict[str, Any]:
         return _report(plan, dtype, started, options)
     _need_destination(options)
     tokenizer = tokenizer_record.from_record(record)
-    destination = Path(options.dst)
-    to_torch.write(stored, plan, destination, dtype, _files(plan, tokenizer, dtype), int(options.shard_gb * 1e9))
-    report = _report(plan, dtype, started, options)
-    if options.verify:
-        written = torch_files.open_tensors(destination)
+
+    def check(folder: Path) -> int | None:
+        if not options.verify:
+            return None
+        written = torch_files.open_tensors(folder)
         if problems := sizes.check(sizes.set_aside(written.shapes)[0], plan.entries, plan.sizes):
             raise UserError(f"Verification failed: {problems[0]}.")
-        report["verified"] = verify.to_torch_side(stored, written, plan, destination)
-    return report
+        return verify.to_torch_side(stored, written, plan, Path(options.dst))
+
+    files, shard_bytes = _files(plan, tokenizer, dtype), int(options.shard_gb * 1e9)
+    verified = to_torch.write(stored, plan, Path(options.dst), dtype, files, shard_bytes, check)
+    return _report(plan, dtype, started, options, verified)
 
 
 def meta(plan: Plan, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -175,7 +180,9 @@ def _files(plan: Plan, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, bytes
     return encoded | tokenizer_files.files(tokenizer, added=not isinstance(plan.config, LlamaConfig))
 
 
-def _report(plan: Plan, dtype: np.dtype, started: float, options: Options) -> dict[str, Any]:
+def _report(
+    plan: Plan, dtype: np.dtype, started: float, options: Options, verified: int | None = None
+) -> dict[str, Any]:
     """Counts of both sides; every tensor of the table is used exactly once, or the plan would not stand."""
     names = {name for entry in plan.entries for name in entry.names(plan.sizes)}
     shapes = [entry.torch_shape(plan.sizes) for entry in plan.entries for _ in entry.names(plan.sizes)]
@@ -191,6 +198,7 @@ def _report(plan: Plan, dtype: np.dtype, started: float, options: Options) -> di
         "seconds": round(time.perf_counter() - started, 2),
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "destination": "" if options.dry_run else options.dst,
+        **({} if verified is None else {"verified": verified}),
     }
 
 

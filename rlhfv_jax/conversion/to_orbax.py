@@ -1,6 +1,6 @@
 """PyTorch → Orbax: every tensor through the table, one layer of one parameter in memory at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,19 @@ def layer(tensors: Tensors, entry: Entry, name: str, plan: Plan, dtype: np.dtype
     return np.ascontiguousarray(entry.to_ours(tensors.read(name), plan.sizes), dtype)
 
 
-def write(tensors: Tensors, plan: Plan, destination: Path, dtype: np.dtype, meta: Mapping[str, Any]) -> None:
-    """Writes `destination`/checkpoints/0; nothing stands at `destination` until all of it does."""
+def write(
+    tensors: Tensors,
+    plan: Plan,
+    destination: Path,
+    dtype: np.dtype,
+    meta: Mapping[str, Any],
+    check: Callable[[Path], Any],
+) -> Any:
+    """Writes `destination`/checkpoints/0; nothing stands at `destination` until all of it does and passes `check`.
+
+    Returns what `check` says of the written directory.
+    """
     check_targets(plan)
     with streaming.finished_directory(destination) as folder:
         streaming.write(folder, streamed(tensors, plan, dtype), meta)
+        return check(folder)

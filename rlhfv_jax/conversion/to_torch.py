@@ -7,7 +7,7 @@ tensors' bytes in its order, so that one layer at a time suffices.
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +41,12 @@ def write(
     dtype: np.dtype,
     files: Mapping[str, bytes],
     shard_bytes: int,
-) -> None:
-    """Writes the directory, with `files` beside the weights; nothing stands at `destination` until all of it does."""
+    check: Callable[[Path], Any],
+) -> Any:
+    """Writes the directory, with `files` beside the weights.
+
+    Nothing stands at `destination` until all of it does and passes `check`; returns what `check` says of the directory.
+    """
     shards = split(listed(plan, dtype), shard_bytes)
     with finished_directory(destination) as folder:
         for name, content in files.items():
@@ -57,6 +61,7 @@ def write(
             total = sum(tensor.nbytes for shard in shards for tensor in shard)
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        return check(folder)
 
 
 def listed(plan: Plan, dtype: np.dtype) -> list[Tensor]:
