@@ -4,7 +4,10 @@ import difflib
 import importlib
 import sys
 
-PROGRAMS = {"train": "train with DDPO or supervised fine-tuning"}
+PROGRAMS = {
+    "train": "train with DDPO or supervised fine-tuning",
+    "convert": "convert weights from PyTorch to Orbax and back",
+}
 
 
 def main() -> None:
