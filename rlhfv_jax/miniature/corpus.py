@@ -16,6 +16,7 @@ from rlhfv_jax.structs import IGNORE, SftBatch
 
 # Disjoint splits; prompts for preference pairs, and a development split apart from the held-out one.
 SPLITS = ("vision", "sft", "it_vqa", "prompts", "dev", "test")
+SIX_QUESTIONS = 40  # tokens with their answers and marks, image borders and <s>
 _MENTION = ("person", "one", "red", "top-left")
 LONGEST = captions.prompt("living room"), captions.render("living room", [_MENTION] * max(captions.MENTIONS))
 
@@ -31,9 +32,9 @@ def scenes(seed: int, split: str, count: int) -> list[world.Scene]:
 
 
 def row_length(tokenizer: MuffinTokenizer, queries: int) -> int:
-    """The static length that every caption row fits."""
+    """The static length of every row: a caption fits, and so do about six short questions."""
     tokens, _, _ = encode_turns(tokenizer, TEMPLATE, [LONGEST], queries)
-    return pipeline.bucket(len(tokens))
+    return pipeline.bucket(max(len(tokens), queries + SIX_QUESTIONS))
 
 
 class VisionBatch(NamedTuple):
