@@ -36,7 +36,7 @@ def test_the_default_config_is_the_papers_recipe():
     assert {key: settings.get(config, key) for key in PAPER} == PAPER
 
 
-@pytest.mark.parametrize("preset", ["rlhfv_paper", "mini"])
+@pytest.mark.parametrize("preset", ["rlhfv_paper", "release_2023_12", "release_2024_02", "mini"])
 def test_every_preset_resolves_to_valid_settings(preset):
     config = cli._load(f"{cli.config_folder() / 'ddpo.py'}:{preset}").to_dict()
     built = settings.from_dict(config)
@@ -57,7 +57,7 @@ def test_a_bare_name_is_found_from_any_folder(tmp_path, monkeypatch):
     [
         ([], 1, "No --config was given. Try --config=ddpo.py"),
         (["--config=dpo.py"], 2, "no config file 'dpo.py'"),
-        (["--config=ddpo.py:nope"], 2, "no preset 'nope'; choose one of rlhfv_paper, mini"),
+        (["--config=ddpo.py:nope"], 2, "no preset 'nope'; choose one of rlhfv_paper, release_2023_12, release_2024_02, mini"),
         (["--config=ddpo.py", "--config.ddpo.gama=3"], 2, "Did you mean config.ddpo.gamma?"),
         (["--config=ddpo.py", "--config.optim.steps=1.5"], 2, "--config.optim.steps=1.5: invalid literal for int()"),
         (["--config.ddpo.gamma=3"], 2, "An override needs a --config"),

@@ -3,11 +3,14 @@
 Text is split at the special tokens. Around the four added ones ([PAD] and the three image tokens) all white space on
 both sides is dropped; around <unk>, <s> and </s> none is. Every remaining piece is encoded on its own, so each gets
 sentencepiece's leading-space marker. Ids of the added tokens follow the sentencepiece vocabulary (32000.. for LLaMA).
+
+The released evaluation used the fast tokenizer, which drops no white space: `MuffinTokenizer(..., fast_ids=True)`.
 """
 
 import hashlib
 import re
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
 
@@ -20,15 +23,42 @@ _SPLIT = re.compile("|".join(re.escape(token) for token in ADDED + CONTROL))
 Span = tuple[int, int]
 
 
+class Tokenizer(Protocol):
+    """What every program asks of a tokenizer; `tokenizer_record` stores one with a checkpoint and finds it again.
+
+    `vocab_size` counts the added tokens; `image_token` is the id of <im_patch>; `digest` and `kind` tell tokenizers
+    apart, and `kind` and `model_bytes` make one again.
+    """
+
+    kind: str
+    model_bytes: bytes
+    digest: str
+    vocab_size: int
+    bos_id: int
+    pad_id: int
+    image_token: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]: ...
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def piece(self, token: int) -> str: ...
+
+
 class MuffinTokenizer:
     """Text to ids with character offsets, and back.
 
     Attributes: `vocab_size` (added tokens included), `bos_id`, `pad_id`, `image_token` (the id of <im_patch>),
-    `digest` (sha256 of the model file), `model_bytes`.
+    `digest` (sha256 of the model file), `model_bytes`. `fast_ids` keeps the white space around image tokens, as
+    the fast tokenizer of the released evaluation does: other ids for nearly every prompt with an image.
     """
 
-    def __init__(self, model_bytes: bytes):
+    def __init__(self, model_bytes: bytes, fast_ids: bool = False):
         self.model_bytes = model_bytes
+        self.kind = "muffin_fast" if fast_ids else "muffin"
+        self._strips = () if fast_ids else ADDED
         self.digest = hashlib.sha256(model_bytes).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         base = self._model.vocab_size()
@@ -63,10 +93,10 @@ class MuffinTokenizer:
         for match in [*_SPLIT.finditer(text), None]:
             stop, right = (match.start(), match.group()) if match else (len(text), "")
             piece, offset = text[start:stop], start
-            if left in ADDED:
+            if left in self._strips:
                 offset += len(piece) - len(piece.lstrip())
                 piece = piece.lstrip()
-            if right in ADDED:
+            if right in self._strips:
                 piece = piece.rstrip()
             for token, (a, b) in self._encode_piece(piece):
                 ids.append(token)

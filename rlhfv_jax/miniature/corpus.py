@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from rlhfv_jax.data import pipeline
+from rlhfv_jax.data import buckets, images, pipeline
 from rlhfv_jax.data.chat import WORDS as TEMPLATE
 from rlhfv_jax.data.chat import encode_turns
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
@@ -32,7 +33,7 @@ def scenes(seed: int, split: str, count: int) -> list[world.Scene]:
 def row_length(tokenizer: MuffinTokenizer, queries: int) -> int:
     """The static length that every caption row fits."""
     tokens, _, _ = encode_turns(tokenizer, TEMPLATE, [(PROMPT, LONGEST)], queries)
-    return pipeline.bucket(len(tokens))
+    return buckets.rounded(len(tokens))
 
 
 class VisionBatch(NamedTuple):
@@ -85,6 +86,11 @@ class TextSource:
             conversations.insert(0, [(PROMPT, captions.caption(scene, rng, self.caption_noise))])
         image = world.draw(scene)
         return self._item(image, conversations, row)
+
+    def draw(self, row: Any, augment: images.Augmentation, rng: np.random.Generator) -> SftBatch:
+        """`source[row]` with its image augmented, never mirrored: the captions name positions."""
+        item = self[row]
+        return item._replace(image=augment(Image.fromarray(item.image), item.image.shape[0], rng, False))
 
     def _questions(self, turns: Sequence[captions.Turn]) -> list[tuple[str, str]]:
         """As many turns as fit a row; a turn is its words and two marks."""
