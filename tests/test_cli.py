@@ -57,7 +57,11 @@ def test_a_bare_name_is_found_from_any_folder(tmp_path, monkeypatch):
     [
         ([], 1, "No --config was given. Try --config=ddpo.py"),
         (["--config=dpo.py"], 2, "no config file 'dpo.py'"),
-        (["--config=ddpo.py:nope"], 2, "no preset 'nope'; choose one of rlhfv_paper, release_2023_12, release_2024_02, mini"),
+        (
+            ["--config=ddpo.py:nope"],
+            2,
+            "no preset 'nope'; choose one of rlhfv_paper, release_2023_12, release_2024_02, mini",
+        ),
         (["--config=ddpo.py", "--config.ddpo.gama=3"], 2, "Did you mean config.ddpo.gamma?"),
         (["--config=ddpo.py", "--config.optim.steps=1.5"], 2, "--config.optim.steps=1.5: invalid literal for int()"),
         (["--config.ddpo.gamma=3"], 2, "An override needs a --config"),

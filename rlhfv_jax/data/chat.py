@@ -175,16 +175,26 @@ def encode_turns(
     labels = np.full(len(ids) - 1, IGNORE, np.int32)
     answers = []
     for _, start, stop, end in borders:
-        # A token that straddles a border (a space joined to the first word) belongs to what comes after the border,
-        # except that nothing is taken from the answer by its end of turn.
-        first = next(i for i, (_, b) in enumerate(spans) if b > start)
+        # The space before an answer is the answer's, joined to its first word or a token of its own: a prompt ends
+        # before it. Nothing is taken from the answer by its end of turn.
+        prompted = start - len(template.between) + len(template.between.rstrip())
+        first = next(i for i, (_, b) in enumerate(spans) if b > prompted)
         last = next((i for i, (a, _) in enumerate(spans) if a >= stop), len(ids))
         target = next((i for i, (a, _) in enumerate(spans) if a >= end), len(ids))
         labels[first - 1 : target - 1] = tokens[first:target]
-        answers.append((slice(first, last), [(max(a - start, 0), b - start) for a, b in spans[first:last]]))
+        answers.append((slice(first, last), _within(spans[first:last], start)))
     if label_mask == "muffin":
         labels = _released_labels(tokenizer, template, text, borders, tokens)
     return tokens, labels, answers
+
+
+def _within(spans: Sequence[Span], start: int) -> list[Span]:
+    """The spans relative to an answer's start; a space of its own before the answer counts as its first word's."""
+    relative = [(max(a - start, 0), b - start) for a, b in spans]
+    for i in reversed(range(len(relative) - 1)):
+        if relative[i][1] <= 0:
+            relative[i] = relative[i + 1]
+    return relative
 
 
 def _released_labels(
