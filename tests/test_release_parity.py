@@ -39,8 +39,8 @@ TABLE = {
 }
 KEYS = (
     "ddpo.gamma ddpo.beta ddpo.average ddpo.hunks ddpo.min_match ddpo.unit ddpo.diff_over ddpo.autojunk "
-    "ddpo.label_mask optim.batch_size optim.epochs optim.steps optim.lr data.augment data.reference_augment data.reference_dtype "
-    "optim.trainable data.template data.max_length"
+    "ddpo.label_mask optim.batch_size optim.epochs optim.steps optim.lr "
+    "data.augment data.reference_augment data.reference_dtype optim.trainable data.template data.max_length"
 )
 
 
