@@ -4,7 +4,10 @@ import difflib
 import importlib
 import sys
 
-PROGRAMS = {"train": "train with DDPO or supervised fine-tuning"}
+PROGRAMS = {
+    "train": "train with DDPO or supervised fine-tuning",
+    "inspect": "show a data set as the loss sees it",
+}
 
 
 def main() -> None:
