@@ -161,6 +161,10 @@ def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
 
 def reference_model(s: Settings, model: vlm.Muffin) -> vlm.Muffin:
     """The model as the reference pass computes it: the same parameters, in data.reference_dtype."""
+    if s.data.reference_dtype == "float16" and jax.default_backend() == "cpu":
+        raise UserError(
+            "config.data.reference_dtype=float16 does not run on CPUs, which have no such products; use float32."
+        )
     return model.clone(dtype=jnp.dtype(s.data.reference_dtype or s.dtype))
 
 
