@@ -10,8 +10,8 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 
 from rlhfv_jax.errors import UserError
 
-# Half a billion pixels; a few kilobytes of PNG can claim more than a machine holds.
-MAX_PIXELS = 2**29
+# 8192 x 8192; a few kilobytes of PNG can claim more than a machine holds.
+MAX_PIXELS = 2**26
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -19,10 +19,13 @@ def open_image(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"the image has {image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+                size = f"{image.width} x {image.height}"
+                raise UserError(f"not a readable image ({size} pixels, at most {MAX_PIXELS} are read)")
             return image.convert("RGB")
     except UserError:
         raise
+    except Image.DecompressionBombError as error:  # pillow's own limit comes before any size is known
+        raise UserError(f"not a readable image (too many pixels, at most {MAX_PIXELS} are read)") from error
     except UnidentifiedImageError as error:
         raise UserError("not a readable image (unknown format)") from error
     except Exception as error:  # a damaged file makes a decoder raise anything
