@@ -1,10 +1,12 @@
 """From records to batches: credit, padding, order and resumption."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rlhfv_jax.data import buckets, encoding, images, pipeline
 from rlhfv_jax.data.chat import MUFFIN, encode_row
@@ -306,6 +308,41 @@ def test_augmentation_changes_pixels_alone_and_draws_anew_every_epoch(pairs, tok
     assert all(len(seen) > 1 for seen in looks.values())
     resumed = next(pipeline.train_batches(source, 3, seed=5, start=11, augment=images.AUGMENTATIONS["crop"]))
     np.testing.assert_array_equal(resumed.image, cropped[11].image)
+
+
+def mirrored(source: pipeline.PairSource, row: int) -> float:
+    """Share of 40 views of the row that are mirrored; its image is dark at the left and bright at the right."""
+    augment = images.AUGMENTATIONS["untrustworthy"]
+    views = [source.draw(row, augment, np.random.default_rng(seed)).image.astype(float) for seed in range(40)]
+    return float(np.mean([view[:, :4].mean() > view[:, -4:].mean() for view in views]))
+
+
+def test_a_row_that_says_left_or_right_is_not_mirrored_unless_forced(coco_records, tokenizer, monkeypatch):
+    monkeypatch.setattr(images, "RAND_AUGMENT", (lambda picture, rng: picture,))
+    stream = io.BytesIO()
+    Image.fromarray(np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))).save(stream, "PNG")
+    plain = dataclasses.replace(coco_records[0], image=stream.getvalue())
+    rows = [
+        dataclasses.replace(plain, question="What is it?", chosen="A cup.", rejected="A mug."),
+        dataclasses.replace(plain, question="What is on the left?", chosen="A cup.", rejected="A mug."),
+        dataclasses.replace(plain, question="What is it?", chosen="A cup.", rejected="A cup at the right."),
+    ]
+    pairs = encode(rows, tokenizer)[0]
+    safe, forced = source_of(pairs, tokenizer), source_of(pairs, tokenizer, flip_any=True)
+    assert 0.3 < mirrored(safe, 0) < 0.7
+    assert mirrored(safe, 1) == mirrored(safe, 2) == 0
+    assert all(0.3 < mirrored(forced, row) < 0.7 for row in range(3))
+
+
+def test_the_references_random_view_is_drawn_from_the_seed_and_the_row(source):
+    augment = images.AUGMENTATIONS["untrustworthy"]
+    first, again, other = (
+        np.concatenate([batch.image for batch in pipeline.ordered_batches(source, size, augment, seed)])[:13]
+        for size, seed in ((4, 1), (13, 1), (4, 2))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[0], source[0].image)
 
 
 def test_a_batch_may_be_larger_than_the_source(source):

@@ -33,7 +33,7 @@ def summary(
     else:
         targets = [int((row.labels != IGNORE).sum()) for row in rows if isinstance(row, EncodedExample)]
         values["targets"] = {"example": float(np.mean(targets))}
-    values["padding"] = _padding(rows, np.minimum(lengths, max_length), bounds)
+    values["padding"] = padding(rows, np.minimum(lengths, max_length), bounds)
     values["images"] = _images(rows)
     return values
 
@@ -60,7 +60,7 @@ def _corrections(pairs: Sequence[EncodedPair]) -> dict[str, Any]:
     }
 
 
-def _padding(rows: Sequence[Any], lengths: np.ndarray, bounds: Sequence[int]) -> list[dict[str, Any]]:
+def padding(rows: Sequence[Any], lengths: np.ndarray, bounds: Sequence[int]) -> list[dict[str, Any]]:
     """Of each bucket its static length, rows and share of padding, the shorter row of a pair counted too."""
     bucket = np.searchsorted(bounds, lengths)
     found = []
