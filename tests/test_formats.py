@@ -3,8 +3,10 @@
 import base64
 import dataclasses
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -227,6 +229,15 @@ def test_a_selection_that_cannot_be_made_is_refused(tmp_path):
         sources.read(path, ("OKVQA",))
     with pytest.raises(UserError, match=r"has 2 such rows, data\.count asks for 3"):
         sources.read(path, ("GQA",), 3)
+
+
+def test_the_docs_example_runs(coco_records, tmp_path, monkeypatch):
+    """From one form to another and into a TFDS build, as docs/data.md writes it."""
+    monkeypatch.chdir(tmp_path)
+    sources.write_jsonl([dataclasses.replace(record, origin="VQAv2") for record in coco_records[:3]], "pairs.jsonl")
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], {})
+    assert len(sources.read("pairs.parquet")) == len(sources.read("tfds")) == 3
 
 
 # TFDS.
