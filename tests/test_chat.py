@@ -126,6 +126,30 @@ def test_spans_map_answer_tokens_to_their_characters(llama, tokenizer, answer):
                 assert answer[a:b].strip() == piece.replace("▁", " ").strip()
 
 
+@pytest.mark.parametrize("history", [(), (("What is it?", "A bus."),), (("Who?", "He."), ("And <image> now?", "It."))])
+@pytest.mark.parametrize("template", [t for t in TEMPLATES.values() if t.opening is None], ids=lambda t: t.name)
+def test_a_prompt_is_the_training_row_up_to_the_answer(llama, template, history):
+    """So a model is asked in the very tokens that it was trained on."""
+    for question in ("Which color?", "  Spaces?  ", *([] if history else ["Here <image> it is."])):
+        row = encode_row(llama, template, question, "Red.", 3, history=history)
+        prompt = llama.encode(template.prompt(question, 3, history))
+        assert row.tokens[: row.answer.start].tolist() == prompt
+
+
+@pytest.mark.parametrize(
+    ("turns", "queries", "words"),
+    [
+        ([("<image> and <image>?", "A.")], 3, "says <image> 2 times, for one image"),
+        ([("<image>?", "A."), ("<image>?", "B.")], 3, "says <image> 2 times"),
+        ([("<image>?", "A.")], 0, "says <image> 1 times, for no image"),
+        ([("What?", "An <image>.")], 3, "the answer contains the reserved token <image>"),
+    ],
+)
+def test_an_image_has_one_place(llama, turns, queries, words):
+    with pytest.raises(UserError, match=words):
+        encode_turns(llama, MUFFIN, turns, queries)
+
+
 def test_image_tokens_stand_before_the_question_once(llama):
     row = encode_row(llama, MUFFIN, "What is this?", "A dog.", queries=64)
     positions = np.flatnonzero(row.tokens == llama.image_token)

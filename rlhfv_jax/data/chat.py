@@ -38,11 +38,13 @@ class Template:
     role: str = ""
 
     def prompt(self, question: str, queries: int, history: Sequence[Turn] = ()) -> str:
-        """The text that a model continues with its answer, after earlier turns; `queries` image tokens, 0 for none."""
-        text, _ = self.training_text(history, queries)
-        image = queries if not history else 0
+        """The text that a model continues with its answer, after earlier turns; `queries` image tokens, 0 for none.
+
+        It is a training row up to the space before the answer.
+        """
+        text, borders = self.training_text([*history, (question, "")], queries)
         end = self.between.rstrip() if self.opening is None else self.opening  # answers begin with the space
-        return text + self._question(question, image, first=not history) + end
+        return text[: borders[-1][1] - len(self.between)] + end
 
     def training_text(self, turns: Sequence[Turn], queries: int) -> tuple[str, list[tuple[int, int, int, int]]]:
         """The turns as one text, and of each where its question, its answer and its end of turn begin, and its end."""
