@@ -192,7 +192,6 @@ def test_answered_questions_are_summed_up_too(llama, coco_records):
     ("arguments", "words"),
     [
         (["--index=130"], "has rows 0 to 129"),
-        (["--summary", "--html=x.html"], "leave --summary out"),
         (["--config.data.origins=GQA"], "has no rows of origin 'GQA'; found"),
     ],
 )
