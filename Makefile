@@ -1,12 +1,18 @@
-# Two commands for a fresh machine: `make test` here, `make demo` once the miniature stands.
+# Two commands for a fresh machine: `make test`, and `make demo`, the paper in miniature.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test slow lint wheel bench clean
+.PHONY: test demo smoke slow lint wheel bench clean
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+demo: $(READY)
+	$(BIN)/python -m rlhfv_jax.train --config=demo.py --workdir=runs/demo $(ARGS)
+
+smoke: $(READY)
+	$(BIN)/python -m rlhfv_jax.train --config=demo.py:smoke --workdir=runs/smoke $(ARGS)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow

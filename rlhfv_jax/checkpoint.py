@@ -82,9 +82,19 @@ def restore(path: str | Path, abstract: TrainState, mesh: Mesh) -> TrainState:
     return TrainState(step, items["params"], items["opt_state"])
 
 
-def restore_params(path: str | Path, abstract: Any, mesh: Mesh) -> Any:
-    """Only the parameters of the checkpoint that `find(path)` names, laid out on the mesh."""
-    return _restore(find(path), {"params": abstract}, mesh)["params"]
+def restore_params(path: str | Path, abstract: Any, mesh: Mesh, dtype: Any = None) -> Any:
+    """Only the parameters of the checkpoint that `find(path)` names, laid out on the mesh.
+
+    Their dtypes must be those of `abstract`; with `dtype` they are cast to it while they are read, whatever they are.
+    """
+    return _restore(find(path), {"params": abstract}, mesh, dtype)["params"]
+
+
+def stored_params(path: str | Path) -> Any:
+    """What the checkpoint that `find(path)` names says of its parameters: a tree of leaves with shape and dtype."""
+    folder = find(path)
+    with _reader(folder) as manager, _naming_damage(folder):
+        return manager.item_metadata(int(folder.name))["params"].tree
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -117,15 +127,20 @@ def _reader(folder: Path) -> ocp.CheckpointManager:
     return _manager(folder.parent, ocp.CheckpointManagerOptions(read_only=True))
 
 
-def _restore(folder: Path, abstract: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Restores the named items; every entry must exist with its shape and dtype, and nothing else may be there."""
+def _restore(folder: Path, abstract: dict[str, Any], mesh: Mesh, dtype: Any = None) -> dict[str, Any]:
+    """Restores the named items; every entry must exist with its shape and dtype, and nothing else may be there.
+
+    With `dtype`, entries are compared by shape alone and cast to it.
+    """
     step = int(folder.name)
     where = {name: sharding.shardings(tree, mesh) for name, tree in abstract.items()}
-    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s), abstract, where)
     with _reader(folder) as manager:
         with _naming_damage(folder):
             stored = manager.item_metadata(step)
             found = {name: stored[name].tree for name in target}
+        if dtype is not None:
+            found = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), found)
         if lines := trees.diff(target, found):
             more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
             raise UserError(f"The checkpoint {folder} does not fit this run: {'; '.join(lines[:5])}{more}.")

@@ -76,11 +76,13 @@ def _guarded(main: Callable[[], None]) -> None:
     except UserError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("Interrupted; start again with the same --workdir to continue from the last checkpoint.", 130)
+        _fail(
+            "Interrupted. A training run started again with the same --workdir continues from its last checkpoint.", 130
+        )
     except OSError as error:
         if error.errno is None:
             raise
-        _fail(f"{error.strerror}: {error.filename}.", 1)
+        _fail(f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 1)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -199,12 +199,12 @@ def _starting_point(workdir: Path, resume: str, config: Mapping[str, Any]) -> Pa
     return checkpoint.find(workdir)
 
 
-def check_same_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Raises UserError where `workdir` holds a run of another configuration."""
+def check_same_config(workdir: Path, config: Mapping[str, Any], free: Sequence[str] = FREE_KEYS) -> None:
+    """Raises UserError where `workdir` holds a run of another configuration; the `free` keys may differ."""
     if not (workdir / "config.json").exists():
         return
-    before = {k: v for k, v in _read_json(workdir / "config.json").items() if k not in FREE_KEYS}
-    now = {k: v for k, v in json.loads(json.dumps(config)).items() if k not in FREE_KEYS}
+    before = {k: v for k, v in _read_json(workdir / "config.json").items() if k not in free}
+    now = {k: v for k, v in json.loads(json.dumps(config)).items() if k not in free}
     if lines := settings.differences(before, now):
         raise UserError(
             f"{workdir} holds a run with another configuration ({'; '.join(lines)}); choose another --workdir, or give "

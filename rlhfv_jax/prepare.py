@@ -1,6 +1,5 @@
 """From settings to the objects of a run: tokenizer, model, pairs, parameters, reference log-probs."""
 
-import base64
 import dataclasses
 import functools
 import typing
@@ -15,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhfv_jax import checkpoint, refcache, settings, sharding
-from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised
+from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
 from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.data.records import AnsweredRecord
 from rlhfv_jax.data.segments import Diff
@@ -68,7 +67,7 @@ def load_tokenizer(s: Settings) -> MuffinTokenizer:
     if s.init_from == RANDOM:
         assert given is not None, "check_inputs asks for a tokenizer"
         return given
-    stored = MuffinTokenizer(base64.b64decode(checkpoint.read_meta(s.init_from)["tokenizer"]))
+    stored = tokenizer_record.from_record(checkpoint.read_meta(s.init_from))
     if given is not None and given.digest != stored.digest:
         raise UserError(
             f"The tokenizer {s.tokenizer} (sha256 {given.digest[:12]}) is not the one that {s.init_from} was trained "
@@ -140,8 +139,8 @@ def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, template: str
     """The JSON record of a checkpoint: with it, the checkpoint needs nothing else to be used."""
     return {
         "model": dataclasses.asdict(model.config),
-        "tokenizer": base64.b64encode(tokenizer.model_bytes).decode(),
         "template": template,
+        **tokenizer_record.to_record(tokenizer),
     }
 
 
@@ -156,7 +155,9 @@ def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
     if s.init_from == RANDOM:
         init = functools.partial(vlm.init, model)
         return jax.jit(init, out_shardings=sharding.shardings(abstract, mesh))(jax.random.key(s.seed))
-    return checkpoint.restore_params(s.init_from, abstract, mesh)
+    return checkpoint.restore_params(
+        s.init_from, abstract, mesh, dtype=jnp.float32
+    )  # master weights, whatever is stored
 
 
 def reference_model(s: Settings, model: vlm.Muffin) -> vlm.Muffin:

@@ -1,7 +1,7 @@
 """Parameter trees as flat paths: the names that conversion, sharding and checkpoints share."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,18 @@ def path_str(path: Any) -> str:
 def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """Maps `function(path, leaf)` over the tree."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_str(path), leaf), tree)
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict of leaves given by path; the inverse of `dict(paths(tree))`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = leaf
+    return tree
 
 
 def count(tree: Any) -> int:

@@ -22,27 +22,39 @@ def test_clean_captions_have_no_error_and_name_each_object_once():
     for scene, text in zip(*corpus(300, CLEAN), strict=True):
         found = scoring.score(text, scene)
         assert found.errors == () and found.repeats == 0
-        assert 3 <= len(found.mentions) <= min(5, len(scene.groups))
+        assert len(found.mentions) in (3, 4) and len(scene.groups) > 4
 
 
 def test_every_word_ever_written_is_in_the_closed_vocabulary():
     rng = np.random.default_rng(1)
     sample, texts = corpus(800, NOISY)
     turns = [turn for scene in sample for turn in captions.vqa_turns(scene, rng, 0.3)]
-    texts += [captions.PROMPT] + [text for turn in turns for text in (turn.question, turn.answer)]
+    texts += [captions.prompt(kind) for kind in world.KINDS] + [
+        text for turn in turns for text in (turn.question, turn.answer)
+    ]
     assert {word for text in texts for word in text.split()} == set(captions.WORDS)
     assert list(captions.WORDS) == sorted(set(captions.WORDS))
 
 
-def test_the_noisy_corpus_hallucinates_about_as_much_as_the_study_s():
+def test_the_noisy_corpus_hallucinates_as_a_real_model_does():
     sample, texts = corpus(3000, CaptionNoise(absent=0.22))
     found = rates.summarise(
         [scoring.score(text, scene) for scene, text in zip(sample, texts, strict=True)], resamples=50
     )
-    assert found["response_rate"].value == pytest.approx(62.6, abs=5.5)
-    assert found["mention_rate"].value == pytest.approx(20.5, abs=2.5)
-    assert found["all_rate"].value == pytest.approx(81.6, abs=2.5)
-    assert found["mentions"].value == pytest.approx(3.94, abs=0.1)
+    # Muffin on Object HalBench: 50.5 and 24.5; two hallucinated mentions at most, so below the share asked for.
+    assert 45 < found["response_rate"].value < 60
+    assert 15 < found["mention_rate"].value < 22
+    assert found["mentions"].value == pytest.approx(0.4 * 3 + 0.6 * 4, abs=0.03)
+
+
+def test_how_long_a_caption_is_says_nothing_of_its_image():
+    sample, texts = corpus(6000, NOISY)
+    long = np.array([text.count(",") == 3 for text in texts])
+    sizes = np.array([len(scene.groups) for scene in sample])
+    wrong = np.array([bool(scoring.score(text, scene).objects) for scene, text in zip(sample, texts, strict=True)])
+    assert [long[sizes == size].mean() for size in (5, 6, 7)] == pytest.approx([0.6] * 3, abs=0.04)
+    # More mentions are more chances for a wrong one, and nothing else ties the two.
+    assert wrong[long].mean() == pytest.approx(1 - (1 - wrong[~long].mean()) ** (4 / 3), abs=0.05)
 
 
 def test_hallucinated_objects_are_absent_core_objects_and_the_first_in_order_most_often():

@@ -14,8 +14,8 @@ CAR, PERSON, DOG = (" ".join(group.words) for group in SCENE.groups)
 BUS, CUP = "bus two red bottom-left", "cup one green top-left"
 
 
-def correct(text, allow_deletions=False, seed=0):
-    return oracle.correct(text, SCENE, np.random.default_rng(seed), allow_deletions)
+def correct(text, deletions=False, seed=0):
+    return oracle.correct(text, SCENE, np.random.default_rng(seed), deletions)
 
 
 def street(*phrases):
@@ -34,7 +34,7 @@ def said(text, segments):
     return [(text[segment["start"] : segment["end"]], segment["type"]) for segment in segments]
 
 
-def noisy_pairs(count=400, allow_deletions=False):
+def noisy_pairs(count=400, deletions=False):
     """Captions with swapped-in mistakes of every kind, wrong places and too many wrong objects among them."""
     rng = np.random.default_rng(4)
     for _ in range(count):
@@ -45,7 +45,7 @@ def noisy_pairs(count=400, allow_deletions=False):
         if rng.random() < 0.3:
             absent = [name for name in world.CLASSES if name not in scene.by_name and name not in text.split()]
             text = text.replace(" .", f" , {absent[0]} one red top-left .")
-        yield text, scene, oracle.correct(text, scene, rng, allow_deletions)
+        yield text, scene, oracle.correct(text, scene, rng, deletions)
 
 
 def test_a_wrong_object_is_replaced_with_its_whole_mention():
@@ -118,26 +118,29 @@ def test_an_answer_with_more_wrong_objects_than_unmentioned_true_ones_is_left_ou
     ],
 )
 def test_deletions_take_one_comma_along_and_have_no_chosen_segment(phrases, chosen, deleted):
-    pair = correct(street(*phrases), allow_deletions=True)
+    pair = correct(street(*phrases), deletions=True)
     assert pair.chosen == street(*chosen)
     assert said(pair.rejected, pair.rejected_segments) == [(words, "object") for words in deleted]
     assert pair.chosen_segments == [] and pair.deletions == len(deleted)
 
 
-def test_with_deletions_every_replacement_is_still_made_first():
-    deletions = 0
-    for text, scene, pair in noisy_pairs(allow_deletions=True):
+def test_with_deletions_wrong_objects_go_and_only_wrong_words_are_replaced():
+    deleted = 0
+    for text, scene, pair in noisy_pairs(deletions=True):
         if pair is None:
             continue
-        found = scoring.score(pair.chosen, scene)
-        assert found.errors == () and outside(text, pair.rejected_segments) == outside(
-            pair.chosen, pair.chosen_segments
-        )
-        assert len(found.mentions) == len(scoring.parse(text)) - pair.deletions
-        if pair.deletions:
-            assert found.covered == found.coverable or len(scene.groups) == len(found.mentions)
-        deletions += pair.deletions
-    assert deletions > 10
+        before, after = scoring.score(text, scene), scoring.score(pair.chosen, scene)
+        assert after.errors == () and pair.deletions == len(before.objects)
+        assert outside(text, pair.rejected_segments) == outside(pair.chosen, pair.chosen_segments)
+        assert len(after.mentions) == len(before.mentions) - pair.deletions > 0
+        assert after.covered == before.covered
+        deleted += pair.deletions
+    assert deleted > 100
+
+
+def test_a_caption_of_wrong_objects_alone_cannot_be_corrected_by_deletion():
+    assert correct(street(BUS, CUP), deletions=True) is None
+    assert correct(street(BUS, CUP)) is not None
 
 
 def test_the_rng_chooses_which_unmentioned_group_steps_in():
@@ -164,4 +167,4 @@ def test_the_rng_chooses_which_unmentioned_group_steps_in():
     ],
 )
 def test_answers_without_an_error_or_not_in_the_grammar_are_left_out(text):
-    assert correct(text) is None and correct(text, allow_deletions=True) is None
+    assert correct(text) is None and correct(text, deletions=True) is None

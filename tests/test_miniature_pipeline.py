@@ -1,13 +1,24 @@
-"""All stages of the miniature in one process, for a few steps each: the files it promises, not the numbers in them."""
+"""The miniature as a whole: its settings, and all stages of the smoke preset, for the files it promises."""
 
+import dataclasses
 import json
+import os
+import re
+import runpy
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from test_miniature_scoring import regex_reading
 
-from rlhfv_jax.miniature import corpus, evaluation, scoring, words
+from rlhfv_jax import cli
+from rlhfv_jax.data import sources
+from rlhfv_jax.errors import UserError
+from rlhfv_jax.miniature import corpus, evaluation, recipe, scoring, seeds, words
 from rlhfv_jax.miniature.captions import NOISY
+from rlhfv_jax.miniature.page import readings
 
 
 def test_a_row_of_the_corpus_follows_from_seed_split_and_row_alone():
@@ -30,22 +41,141 @@ def test_every_word_of_the_world_is_one_token():
         assert len(ids) == 2 and tokenizer.decode(ids).strip() == word
 
 
+def test_the_settings_refuse_what_no_stage_could_use():
+    config = config_of("smoke")
+    for change, words_of in (
+        ({"seeds": 0}, "config.seeds=0 must be positive"),
+        ({"evaluation": config["evaluation"] | {"split": "train"}}, "config.evaluation.split='train' is not known"),
+        ({"evaluation": config["evaluation"] | {"temperature": 0.0}}, "temperature must be positive"),
+        ({"pairs": config["pairs"] | {"cuont": 3}}, "config.pairs.cuont is not a known setting. Did you mean count?"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words_of)):
+            recipe.build(config | change)
+
+
+def test_the_ablations_are_the_papers_table_3():
+    demo = recipe.build(config_of("demo") | {"ablations": True})
+    runs = recipe.alignment_runs(demo)
+    full = runs["full"]
+    assert (full.align, full.count, full.start, full.augment) == (demo.ddpo, 1400, "it_vqa", "none")
+    assert runs["full_dpo"] == dataclasses.replace(full, align=demo.dpo)  # vanilla DPO
+    assert runs["full_crop"] == dataclasses.replace(full, start="it_vqa_crop", augment="crop")
+    assert set(recipe.models(demo)) >= {"base", "it_vqa", *runs}
+    assert recipe.scaling_curve(demo) == {0: "base", 200: "ddpo_200", 400: "ddpo_400", 800: "ddpo_800", 1400: "ddpo"}
+
+
+def test_several_seeds_are_summarised_by_mean_and_range():
+    def details(rate):
+        one = {"value": rate, "low": rate - 1, "high": rate + 1}
+        entry = {"temperatures": {"0.7": dict.fromkeys((metric.key for metric in readings.METRICS), one)}}
+        entry |= {"vqa": one, "overgeneralization": {"mean_delta": one}}
+        changes = {"ddpo-base": {"response_rate": one}}
+        return {"models": {"base": entry, "ddpo": entry}, "differences": changes, "relative": changes}
+
+    summary = seeds.summarise({3: details(10.0), 4: details(40.0), 5: details(25.0)})
+    assert summary["seeds"] == [3, 4, 5]
+    assert summary["models"]["ddpo"]["vqa"] == {"value": 25.0, "low": 10.0, "high": 40.0}
+    assert summary["changes"]["4"]["percent"]["value"] == 40.0
+
+
+def config_of(preset):
+    return runpy.run_path(str(cli.config_folder() / "demo.py"))["get_config"](preset).to_dict()
+
+
+def command(folder, cache):
+    arguments = [sys.executable, "-m", "rlhfv_jax.train", "--config=demo.py:smoke", f"--workdir={folder}"]
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+    return {"args": arguments, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def smoke(cache, tmp_path_factory):
+    """A whole run of the smoke preset: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("smoke")
+    result = subprocess.run(**command(folder, cache), timeout=600)
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def files(folder):
+    """Every file whose bytes a run promises to repeat: results, answers, replies, pairs."""
+    found = [folder / "results.json", *folder.glob("answers/*"), *folder.glob("vqa/*"), *folder.glob("pairs/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
 @pytest.mark.slow
-def test_the_smoke_preset_runs_every_stage_and_a_second_start_changes_nothing(tmp_path):
-    command = [sys.executable, "-m", "rlhfv_jax.train", "--config=demo.py:smoke", f"--workdir={tmp_path}"]
-    subprocess.run(command, check=True, timeout=600)
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_the_smoke_preset_runs_every_stage_and_writes_what_it_promises(smoke):
+    folder, printed = smoke
+    results = json.loads((folder / "results.json").read_text())
     assert set(results) == {"base", "it_vqa", "dpo", "ddpo"}
     assert all(set(row) == set(evaluation.RESULTS) for row in results.values())
+    page = (folder / "report.html").read_text()
+    rate = f"{results['ddpo']['response_rate']:.1f}"
+    assert rate in page and rate in printed and "synthetic" in printed
+    assert page.count("data:image/png") >= 12
+
+
+@pytest.mark.slow
+def test_a_models_answers_are_read_alike_by_the_scorer_and_by_regular_expressions(smoke):
     scenes = corpus.scenes(0, "test", 250)
-    lines = [json.loads(line) for line in (tmp_path / "answers" / "ddpo.jsonl").read_text().splitlines()]
-    assert len(lines) == 250
-    page = (tmp_path / "report.html").read_text()
-    assert f"{results['ddpo']['response_rate']:.1f}" in page and page.count("data:image/png") >= 12
+    lines = [json.loads(line) for line in (smoke[0] / "answers" / "ddpo.jsonl").read_text().splitlines()]
+    assert len(lines) == 250 and [line["id"] for line in lines] == list(range(250))
+    errors = 0
     for line, scene in zip(lines, scenes, strict=True):
         found = scoring.score(line["text"], scene)
         assert line["objects"] == [group.name for group in scene.groups]
+        assert line["mentioned"] == [mention.object.word for mention in found.mentions]
         assert line["hallucinated"] == [error.claim.word for error in found.objects]
-    before = (tmp_path / "results.json").read_bytes()
-    subprocess.run(command, check=True, timeout=600)
-    assert (tmp_path / "results.json").read_bytes() == before
+        other = regex_reading(line["text"], scene)
+        names = ("objects", "numbers", "colors", "positions", "places", "mentions")
+        assert {name: len(getattr(found, name)) for name in names} == {name: other[name] for name in names}
+        assert found.covered == other["covered"]
+        errors += len(found.errors)
+    assert errors > 250
+
+
+@pytest.mark.slow
+def test_the_pairs_on_disk_differ_only_in_their_segments(smoke):
+    records = sources.read(smoke[0] / "pairs" / "8.parquet")
+    assert len(records) == 8
+    for record in records:
+        kept = []
+        for text, segments in zip((record.chosen, record.rejected), record.segments, strict=True):
+            for segment in sorted(segments, key=lambda one: -one.start):
+                text = text[: segment.start] + text[segment.end :]
+            kept.append(re.sub(r"[\s,]+", " ", text))  # a deletion takes a comma along
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.slow
+def test_a_second_start_changes_nothing(smoke, cache):
+    before = files(smoke[0])
+    subprocess.run(**command(smoke[0], cache), check=True, timeout=600)
+    assert files(smoke[0]) == before
+
+
+STAGES = ("warm up the tower", "train base", "tune it_vqa", "sample and correct", "align ddpo", "align dpo", "evaluate")
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_and_started_again_the_numbers_are_those_of_an_uninterrupted_run(smoke, cache, tmp_path):
+    for at, stage in enumerate(STAGES):
+        process = subprocess.Popen(**command(tmp_path, cache))
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line == f"── {stage}\n":
+                break
+        else:
+            pytest.fail(f"The run ended before the stage {stage}.")
+        time.sleep(0.3 + 0.4 * at % 1.1)  # somewhere inside it
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"{stage} was over before the kill"
+    result = subprocess.run(**command(tmp_path, cache), timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert files(tmp_path) == files(smoke[0])

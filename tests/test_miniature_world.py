@@ -84,11 +84,12 @@ def test_every_class_has_its_own_mirror_symmetric_shape():
 def test_scenes_follow_the_stated_statistics():
     sample = scenes(6000)
     sizes = np.array([len(scene.groups) for scene in sample])
-    assert set(sizes) == {3, 4, 5, 6}
-    assert sizes.mean() == pytest.approx(4.46, abs=0.06)
+    assert set(sizes) == {5, 6, 7}
+    assert sizes.mean() == pytest.approx(5.82, abs=0.05)
     core = np.mean([[name in scene.by_name for name in world.CORE_OBJECTS[scene.kind]] for scene in sample])
     others = np.mean([len(set(s.by_name) - set(world.CORE_OBJECTS[s.kind])) / 12 for s in sample])
-    assert core == pytest.approx(0.62, abs=0.03) and others == pytest.approx(0.06, abs=0.01)
+    # A little over the shares of the draw, 0.7 and 0.1: scenes with fewer than five groups are drawn again.
+    assert core == pytest.approx(0.756, abs=0.02) and others == pytest.approx(0.107, abs=0.01)
     groups = [group for scene in sample for group in scene.groups]
     typical = [world.TYPICAL[group.name] for group in groups]
     same = np.array(

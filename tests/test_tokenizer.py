@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from rlhfv_jax.data import tokenizer_record
+from rlhfv_jax.data.hf_tokenizer import HfTokenizer
 from rlhfv_jax.data.tokenizer import ADDED, CONTROL, MuffinTokenizer, find_reserved
 from rlhfv_jax.errors import UserError
 
@@ -109,3 +111,78 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"wrong\.model is not a sentencepiece model"):
         MuffinTokenizer.from_file(path)
+
+
+# --- the released evaluation's ids, other families, and what a checkpoint stores --------------------------------------
+
+
+def test_fast_ids_equal_the_fast_llama_tokenizer_wherever_no_control_token_is_spelled(llama, rows, fixtures):
+    """5 of 229 texts spell <s>, </s> or <unk>, which the fast tokenizer treats as text or not by its own rules."""
+    fast = MuffinTokenizer(llama.model_bytes, fast_ids=True)
+    wrong = [row["text"] for row in rows if fast.encode(row["text"]) != (row["fast_ids"] or row["ids"])]
+    assert len(wrong) == 5 and all(any(token in text for token in CONTROL) for text in wrong)
+    golden = json.loads((fixtures / "conversation.json").read_text())
+    prompts = golden["inference"]
+    assert [p["prompt"] for p in prompts if fast.encode(p["prompt"]) != p["fast_input_ids"]] == []
+    assert all(llama.encode(p["prompt"]) == p["input_ids"] for p in prompts)
+    assert any(p["input_ids"] != p["fast_input_ids"] for p in prompts)
+
+
+@pytest.fixture(scope="module")
+def word_level(tmp_path_factory) -> str:
+    """A small byte-level BPE tokenizer in the form in which other families ship theirs, without image tokens."""
+    import tokenizers
+    import transformers
+
+    texts = ["A red bus passes two people.", "Der Bus ist rot, nicht blau.", "1 2 3 <4>"] * 5
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(texts, trainer)
+    folder = tmp_path_factory.mktemp("family")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>").save_pretrained(folder)
+    return str(folder)
+
+
+def test_another_familys_tokenizer_has_the_same_interface(word_level):
+    """Ids as transformers gives them, BOS in front, image tokens and [PAD] added, every text back."""
+    import transformers
+
+    found = HfTokenizer.from_directory(word_level)
+    theirs = transformers.AutoTokenizer.from_pretrained(word_level)
+    text = "A red bus passes two blue people, 漢字 <4>\n"
+    ids, spans = found.encode_with_offsets(text)
+    assert ids == [theirs.bos_token_id, *theirs.encode(text, add_special_tokens=False)]
+    assert spans[0] == (0, 0) and spans[1][0] == 0 and spans[-1][1] == len(text)
+    assert found.decode(ids) == text
+    assert found.vocab_size == len(theirs) + len(ADDED)
+    image = found.encode("<im_start><im_patch><im_patch><im_end>")
+    assert image.count(found.image_token) == 2 and len(image) == 5
+    assert found.piece(found.pad_id) == "[PAD]"
+
+
+def test_a_checkpoints_record_gives_back_the_tokenizer_it_was_saved_with(llama, word_level):
+    text = "Look: <im_start><im_patch><im_end>\nWhat  is it?"
+    fast = MuffinTokenizer(llama.model_bytes, fast_ids=True)
+    assert fast.encode(text) != llama.encode(text)
+    for tokenizer in (llama, fast, HfTokenizer.from_directory(word_level)):
+        record = json.loads(json.dumps(tokenizer_record.to_record(tokenizer)))
+        again = tokenizer_record.from_record(record)
+        assert (again.kind, again.digest, again.encode(text)) == (
+            tokenizer.kind,
+            tokenizer.digest,
+            tokenizer.encode(text),
+        )
+    old = {"tokenizer": tokenizer_record.to_record(llama)["tokenizer"]}  # before kinds were stored
+    assert tokenizer_record.from_record(old).encode(text) == llama.encode(text)
+
+
+def test_a_record_that_names_no_known_tokenizer_is_refused(llama, tmp_path):
+    with pytest.raises(UserError, match="has no tokenizer"):
+        tokenizer_record.from_record({})
+    with pytest.raises(UserError, match="unknown kind 'byte'"):
+        tokenizer_record.from_record(tokenizer_record.to_record(llama) | {"tokenizer_kind": "byte"})
+    with pytest.raises(UserError, match="Cannot read the tokenizer in"):
+        HfTokenizer.from_directory(tmp_path)

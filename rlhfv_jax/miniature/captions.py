@@ -7,11 +7,11 @@ The noise is section 3.2's first cause of hallucination, text that does not matc
 a core object of the place that is not there, or a true mention gets an attribute wrong, mostly the typical value of
 its class. Both kinds of mistake are what a model that looks too little would guess, so training on them teaches it to.
 
-How long a caption is must not become a lever. A wish for three to five mentions is drawn without a look at the image,
-and only the number of groups caps it. A hallucinated mention takes a true one's place and never extends the caption:
-every wrong mention can then be corrected by replacement, since a group it displaced is still unmentioned. Captions that
-fill up with invented objects once the true ones run out need deletions instead, and preference learning on deletions
-teaches a model to stop early.
+What a caption says besides its objects must not become a lever, for preference learning pulls every lever it finds.
+- Its length, three or four mentions, is drawn without a look at the image, and every image has more groups than that.
+  A hallucinated mention takes a true one's place, so every wrong one can be corrected by replacement. Where captions
+  end because the true objects run out, ending means that nothing true is left, and a model learns to end, not to look.
+- The place is given by the prompt. A model that has to name it learns to misname it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ from rlhfv_jax.miniature.world import (
     sample_attributes,
 )
 
-PROMPT = "describe the image"
-MENTIONS = (3, 4, 5)
-_MENTION_SHARES = (0.15, 0.25, 0.6)  # before the cap by the number of groups
+MENTIONS = (3, 4)
+_MENTION_SHARES = (0.4, 0.6)
 MAX_ABSENT = 2  # hallucinated mentions in a caption
 _ASSUMED_SHARES = (0.5, 0.2, 0.12, 0.08, 0.06, 0.04)  # of the core objects in order, among those that are absent
 QUESTIONS_PER_IMAGE = 9
@@ -82,14 +81,19 @@ class Turn(NamedTuple):
 
 
 _FRAME = ("this", "has", ",", ".")
-_QUESTION_WORDS = ("is", "there", "a", "how", "many", "what", "color", "where", "the", "yes", "no")
+_QUESTION_WORDS = ("describe", "is", "there", "a", "how", "many", "what", "color", "where", "the", "yes", "no")
 WORDS: tuple[str, ...] = tuple(
     sorted(
-        {*CLASSES, *NUMBERS, *COLORS, *POSITIONS, *_FRAME, *_QUESTION_WORDS, *PROMPT.split()}
+        {*CLASSES, *NUMBERS, *COLORS, *POSITIONS, *_FRAME, *_QUESTION_WORDS}
         | {word for kind in KINDS for word in kind.split()}
     )
 )
 """The closed vocabulary of captions, questions and answers, white-space words in sorted order."""
+
+
+def prompt(kind: str) -> str:
+    """The question that a caption of a place of `kind` answers."""
+    return f"describe the {kind}"
 
 
 def render(kind: str, mentions: Sequence[Sequence[str]]) -> str:
@@ -98,9 +102,8 @@ def render(kind: str, mentions: Sequence[Sequence[str]]) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator, noise: CaptionNoise = CLEAN) -> str:
-    """Describe a scene in three to five mentions in random order, with `noise`'s share of mistakes."""
-    wish = int(rng.choice(MENTIONS, p=_MENTION_SHARES))
-    count = min(wish, len(scene.groups))
+    """Describe a scene in three or four mentions in random order, with `noise`'s share of mistakes."""
+    count = min(int(rng.choice(MENTIONS, p=_MENTION_SHARES)), len(scene.groups))
     absent = _assumed(scene, int((rng.random(count) < noise.absent).sum()), rng)
     order = rng.permutation(len(scene.groups))[: count - len(absent)]
     mentions = [_blur(Mention(*scene.groups[index].words), noise, rng) for index in order]

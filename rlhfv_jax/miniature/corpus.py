@@ -12,12 +12,13 @@ from rlhfv_jax.data.chat import WORDS as TEMPLATE
 from rlhfv_jax.data.chat import encode_turns
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.miniature import captions, world
-from rlhfv_jax.miniature.captions import PROMPT, CaptionNoise
+from rlhfv_jax.miniature.captions import CaptionNoise
 from rlhfv_jax.structs import IGNORE, SftBatch
 
 # Disjoint splits; prompts for preference pairs, and a development split apart from the held-out one.
 SPLITS = ("vision", "sft", "it_vqa", "prompts", "dev", "test")
-LONGEST = captions.render("living room", [("person", "one", "red", "top-left")] * max(captions.MENTIONS))
+_MENTION = ("person", "one", "red", "top-left")
+LONGEST = captions.prompt("living room"), captions.render("living room", [_MENTION] * max(captions.MENTIONS))
 
 
 def rng_of(seed: int, split: str, row: int, stream: int = 0) -> np.random.Generator:
@@ -32,7 +33,7 @@ def scenes(seed: int, split: str, count: int) -> list[world.Scene]:
 
 def row_length(tokenizer: MuffinTokenizer, queries: int) -> int:
     """The static length that every caption row fits."""
-    tokens, _, _ = encode_turns(tokenizer, TEMPLATE, [(PROMPT, LONGEST)], queries)
+    tokens, _, _ = encode_turns(tokenizer, TEMPLATE, [LONGEST], queries)
     return buckets.rounded(len(tokens))
 
 
@@ -83,7 +84,7 @@ class TextSource:
         rng = rng_of(self.seed, self.split, row, stream=1)
         conversations = [self._questions(captions.vqa_turns(scene, rng, self.vqa_noise))]
         if self.caption_noise is not None:
-            conversations.insert(0, [(PROMPT, captions.caption(scene, rng, self.caption_noise))])
+            conversations.insert(0, [(captions.prompt(scene.kind), captions.caption(scene, rng, self.caption_noise))])
         image = world.draw(scene)
         return self._item(image, conversations, row)
 

@@ -16,9 +16,8 @@ def details(
     d: recipe.Demo, folder: Path, scored: Mapping[str, evaluation.Evaluated], scenes: Sequence[world.Scene]
 ) -> dict[str, Any]:
     """Everything the report shows besides pictures, as `report.write` wants it: plain values, ready for JSON."""
-    full = d.pairs.count
     compared = {f"{after}-{before}": (scored[before], scored[after]) for after, before in recipe.comparisons(d)}
-    curve = {0: "base"} | {size: f"ddpo_{size}" for size in recipe.scaling_sizes(d)} | {full: "ddpo"}
+    curve = recipe.scaling_curve(d)
     sampled = {name: rates.summarise(scored[name].sampled) for name in curve.values()}
     stages = json.loads((folder / "stages.json").read_text())
     found = {

@@ -5,8 +5,8 @@ does not mention, and its number, color and position with it: what was said of t
 one, so the whole mention is one corrected segment, words that happen to agree included. A wrong attribute of a true
 object is a segment of one word.
 
-Replacement keeps the caption's length. Pairs that shorten it teach a model to say less rather than to say what is true,
-so a caption with more wrong objects than unmentioned true ones is left out unless deletions are asked for.
+Replacement keeps the caption's length. Pairs that shorten it teach a model to say less rather than to say what is true:
+`deletions` takes wrong objects out instead, to show that.
 """
 
 from __future__ import annotations
@@ -53,32 +53,33 @@ class _Edit:
     text: str
 
 
-def correct(text: str, scene: Scene, rng: np.random.Generator, allow_deletions: bool = False) -> Correction | None:
+def correct(text: str, scene: Scene, rng: np.random.Generator, deletions: bool = False) -> Correction | None:
     """Correct a caption of `scene` by replacement, the unmentioned groups that step in chosen by `rng`.
+
+    Args:
+      deletions: take wrong objects out of the caption instead of replacing them.
 
     Returns:
       The pair, or None where an annotator has nothing to do or would put the answer aside: it has no error, it is not
       a whole caption in the grammar, it names an object twice (a correction would teach the repeat along), or it has
-      more wrong objects than there are unmentioned groups and `allow_deletions` is false.
+      more wrong objects than there are unmentioned groups to replace them (with `deletions`: nothing but wrong ones).
     """
     mentions, found = parse(text), score(text, scene)
     if not found.errors or found.repeats or not _is_caption(text, mentions):
         return None
     absent = [error.claim for error in found.objects]
     unmentioned = [group for group in scene.groups if group.name not in {one.object.word for one in mentions}]
-    if (len(absent) > len(unmentioned) and not allow_deletions) or not scene.groups:
+    if len(absent) >= len(mentions) if deletions else len(absent) > len(unmentioned):
         return None
-    # The rng also picks which of the wrong mentions get the stand-ins, or deletions would all sit at the end.
-    stand_ins = [" ".join(unmentioned[index].words) for index in rng.permutation(len(unmentioned))[: len(absent)]]
-    replaced = dict(zip(rng.permutation(len(absent)).tolist(), stand_ins, strict=False))
     edits = [_word_edit(error) for error in found.errors if error.claim not in absent]
-    deleted = []
-    for mention in mentions:
-        if mention.object in absent and (words := replaced.get(absent.index(mention.object))):
-            edits.append(_Edit(mention.object.start, mention.attributes[-1].end, "object", words))
-        elif mention.object in absent:
-            deleted.append(mention)
-    return _apply(text, edits + _deletions(text, mentions, deleted), len(deleted))
+    wrong = [mention for mention in mentions if mention.object in absent]
+    if deletions:
+        return _apply(text, edits + _deletions(text, mentions, wrong), len(wrong))
+    stand_ins = rng.permutation(len(unmentioned))[: len(wrong)]
+    for mention, index in zip(wrong, stand_ins, strict=True):
+        words = " ".join(unmentioned[index].words)
+        edits.append(_Edit(mention.object.start, mention.attributes[-1].end, "object", words))
+    return _apply(text, edits)
 
 
 def _is_caption(text: str, mentions: Sequence[ParsedMention]) -> bool:
@@ -109,7 +110,7 @@ def _deletions(text: str, mentions: Sequence[ParsedMention], deleted: Sequence[P
     return edits
 
 
-def _apply(text: str, edits: Sequence[_Edit], deletions: int) -> Correction:
+def _apply(text: str, edits: Sequence[_Edit], deletions: int = 0) -> Correction:
     chosen, at = "", 0
     chosen_segments: list[Segment] = []
     rejected_segments: list[Segment] = []

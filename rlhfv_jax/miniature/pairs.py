@@ -17,7 +17,7 @@ SPLIT = "prompts"
 
 @dataclass(frozen=True)
 class PairSettings:
-    """How many answers are sampled, how many pairs are kept, at which temperature; deletions show the length effect."""
+    """How many answers are sampled, how many pairs are kept, at which temperature; how wrong objects are corrected."""
 
     prompts: int
     count: int
@@ -38,7 +38,7 @@ def correct_answers(texts: Sequence[str], scenes: Sequence[world.Scene], s: Pair
             sources.PreferenceRecord(
                 id=str(row),
                 image=world.png_bytes(world.draw(scene)),
-                question=captions.PROMPT,
+                question=captions.prompt(scene.kind),
                 chosen=correction.chosen,
                 rejected=correction.rejected,
                 segments=(spans[0], spans[1]),

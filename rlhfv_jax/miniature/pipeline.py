@@ -8,7 +8,6 @@ Every stage leaves its result in the working directory and is skipped where that
 and started again ends with the same numbers.
 """
 
-import functools
 import json
 import resource
 import sys
@@ -95,7 +94,7 @@ def run(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _world(demo: recipe.Demo, config: Mapping[str, Any], folder: Path) -> World:
     folder.mkdir(parents=True, exist_ok=True)
-    experiment.check_same_config(folder, config)
+    experiment.check_same_config(folder, config, recipe.FREE_KEYS)
     experiment.write_json(folder / "config.json", config)
     if not jax.config.values["jax_compilation_cache_dir"]:
         # The alignment runs differ in data and share their programs; a second process finds them too.
@@ -110,19 +109,16 @@ def _world(demo: recipe.Demo, config: Mapping[str, Any], folder: Path) -> World:
 def train_base(w: World) -> None:
     """The first three models: tower, base, and base tuned on clean questions (the paper's IT-VQA)."""
     d = w.demo
-    fine_tune = functools.partial(pretrain.fine_tune, model=w.model, mesh=w.mesh, tokenizer=w.tokenizer, seed=d.seed)
-    with w.stage("vision warm-up"):
-        images = d.vision.steps * d.vision.batch_size
-        tower = pretrain.warm_up_tower(w.folder / "vision", d.vision, w.model, images, w.mesh, w.tokenizer, d.seed)
+    training = pretrain.Pretraining(w.model, w.mesh, w.tokenizer, d.seed, d.save_every)
+    with w.stage("warm up the tower"):
+        tower = training.warm_up_tower(w.folder / "vision", d.vision)
     with w.stage("train base"):
-        noise = captions.CaptionNoise(absent=d.noise.absent)
-        source = text_source(w, "sft", d.sft, noise, d.noise.vqa)
-        fresh = functools.partial(pretrain.fresh_with_tower, w.model, tower, d.seed)
-        fine_tune(w.folder / "base", d.sft, init=fresh, source=source)
+        source = text_source(w, "sft", d.sft, captions.CaptionNoise(absent=d.noise.absent), d.noise.vqa)
+        training.fine_tune(w.folder / "base", d.sft, lambda: training.fresh_with_tower(tower), source)
     for name, augment in (("it_vqa", "none"), *([("it_vqa_crop", "crop")] if d.ablations else [])):
         with w.stage(f"tune {name}"):
             source = text_source(w, "it_vqa", d.it_vqa, None, 0.0)
-            fine_tune(w.folder / name, d.it_vqa, init=lambda: w.params("base"), source=source, augment=augment)
+            training.fine_tune(w.folder / name, d.it_vqa, lambda: w.params("base"), source, augment)
 
 
 def text_source(

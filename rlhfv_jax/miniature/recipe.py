@@ -12,6 +12,7 @@ from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import evaluation, pairs
 from rlhfv_jax.models import vlm
 
+FREE_KEYS = ("scaling", "ablations", "save_every")  # may change when a run continues: they add models, no more
 SCALING = (200, 400, 800)  # pairs, besides all of them: the paper's Fig. 2
 
 
@@ -52,6 +53,7 @@ class Demo:
     align: settings.Optim
     scaling: bool
     ablations: bool
+    save_every: int
     evaluation: evaluation.EvaluationSettings
 
 
@@ -72,7 +74,7 @@ def build(config: Mapping[str, Any]) -> Demo:
         raise UserError(f"config.evaluation.split={demo.evaluation.split!r} is not known; choose dev or test.")
     if demo.evaluation.temperature <= 0:
         raise UserError("config.evaluation.temperature must be positive; greedy answers are evaluated in any case.")
-    for key in ("seeds", "pairs.prompts", "pairs.count", "evaluation.scenes"):
+    for key in ("seeds", "save_every", "pairs.prompts", "pairs.count", "evaluation.scenes"):
         if settings.get(demo, key) < 1:
             raise UserError(f"config.{key}={settings.get(demo, key)} must be positive.")
     return demo
@@ -80,14 +82,15 @@ def build(config: Mapping[str, Any]) -> Demo:
 
 def scaling_sizes(d: Demo) -> list[int]:
     """Numbers of pairs below the full set."""
-    return [size for size in SCALING if size < d.pairs.count] if d.scaling else []
+    return [size for size in SCALING if size < d.pairs.count]
 
 
 def alignment_runs(d: Demo) -> dict[str, Run]:
     """Name → preference run, in the order in which they are trained."""
     full = d.pairs.count
     runs = {"ddpo": Run(d.ddpo, full), "dpo": Run(d.dpo, full), "ddpo_literal": Run(d.ddpo_literal, full)}
-    runs |= {f"ddpo_{size}": Run(d.ddpo, size) for size in scaling_sizes(d)}
+    if d.scaling:
+        runs |= {f"ddpo_{size}": Run(d.ddpo, size) for size in scaling_sizes(d)}
     if d.ablations:  # the paper's Table 3; its RLHF-V is IT-VQA, then DDPO
         runs |= {
             "full": Run(d.ddpo, full, "it_vqa"),
@@ -95,6 +98,12 @@ def alignment_runs(d: Demo) -> dict[str, Run]:
             "full_crop": Run(d.ddpo, full, "it_vqa_crop", "crop"),
         }
     return runs
+
+
+def scaling_curve(d: Demo) -> dict[int, str]:
+    """Number of pairs → model, from the base to all pairs."""
+    between = {size: f"ddpo_{size}" for size in scaling_sizes(d)} if d.scaling else {}
+    return {0: "base"} | between | {d.pairs.count: "ddpo"}
 
 
 def models(d: Demo) -> list[str]:
@@ -153,7 +162,7 @@ def alignment_config(d: Demo, run: Run, folder: Path) -> dict[str, Any]:
         "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
         "workers": 0,
         "log_every": 20,
-        "save_every": 50,
+        "save_every": d.save_every,
         "eval_every": 0,
         "keep": 1,
     }

@@ -15,6 +15,7 @@ Parameters (E for the tower's width D, L axis first in layers, {A,B} the branche
     final_norm/{A,B}/{scale,bias} [D]
 """
 
+import math
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -52,6 +53,41 @@ class Beit3Config:
     @property
     def patches(self) -> int:
         return (self.image_size // self.patch) ** 2
+
+
+def tiny(image_size: int = 32, queries: int = 4) -> Beit3Config:
+    """Two small layers, for tests and trials."""
+    return Beit3Config(image_size, 16, 16, 2, 2, 32, queries, query_positions=queries + 4, init_std=None)
+
+
+def base(image_size: int = 224, queries: int = 64) -> Beit3Config:
+    """BEiT-3 base (beit3_base_patch16)."""
+    return Beit3Config(image_size, patch=16, width=768, layers=12, heads=12, ffn=3072, queries=queries)
+
+
+def large(image_size: int = 448, queries: int = 64) -> Beit3Config:
+    """BEiT-3 large (beit3_large_patch16), Muffin's tower."""
+    return Beit3Config(image_size, patch=16, width=1024, layers=24, heads=16, ffn=4096, queries=queries)
+
+
+SIZES = {"tiny": tiny, "base": base, "large": large}
+
+
+def interpolate_positions(table: jax.Array, patches: int) -> jax.Array:
+    """The image branch's position table for another number of patches.
+
+    table [P+3, D] -> [patches+3, D]: the two unused rows and the class token's are copied, the grid is resized as by
+    torch's `interpolate(mode="bicubic", align_corners=False)`. Both grids must be square.
+    """
+    grid = table[POSITION_OFFSET + 1 :]
+    old, new = math.isqrt(grid.shape[0]), math.isqrt(patches)
+    if old**2 != grid.shape[0] or new**2 != patches:
+        raise ValueError(f"position tables of {grid.shape[0]} and {patches} patches: both must be squares")
+    shape = (new, new, grid.shape[1])
+    # Plain CUBIC is another kernel, and antialiasing (the default) blurs when shrinking: torch does neither.
+    method = jax.image.ResizeMethod.CUBIC_PYTORCH
+    resized = jax.image.resize(grid.reshape(old, old, -1), shape, method, antialias=False)
+    return jnp.concatenate([table[: POSITION_OFFSET + 1], resized.reshape(patches, -1)])
 
 
 class Multiway(nn.Module):

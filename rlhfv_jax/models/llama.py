@@ -42,7 +42,35 @@ class LlamaConfig:
 
     @property
     def padded_vocab(self) -> int:
-        return -(-self.vocab_size // 128) * 128
+        return padded(self.vocab_size)
+
+
+def padded(vocab_size: int) -> int:
+    """The rows that a vocabulary takes in embedding and head: the next multiple of 128."""
+    return -(-vocab_size // 128) * 128
+
+
+def tiny(vocab_size: int) -> LlamaConfig:
+    """Two small layers with grouped-query heads, for tests and trials."""
+    return LlamaConfig(vocab_size, width=32, layers=2, heads=4, kv_heads=2, ffn=64, init_std=None)
+
+
+def stories260k(vocab_size: int = 512) -> LlamaConfig:
+    """The 260,000-parameter story teller of karpathy/llama2.c, 8 heads on 4 key-value heads."""
+    return LlamaConfig(vocab_size, width=64, layers=5, heads=8, kv_heads=4, ffn=172, norm_eps=1e-5)
+
+
+def llama_7b(vocab_size: int = 32_000) -> LlamaConfig:
+    """LLaMA and Vicuna 7B (v1.5 has norm_eps=1e-5)."""
+    return LlamaConfig(vocab_size, width=4096, layers=32, heads=32, kv_heads=32, ffn=11_008)
+
+
+def llama_13b(vocab_size: int = 32_000) -> LlamaConfig:
+    """LLaMA and Vicuna 13B (v1.5 has norm_eps=1e-5)."""
+    return LlamaConfig(vocab_size, width=5120, layers=40, heads=40, kv_heads=40, ffn=13_824)
+
+
+SIZES = {"tiny": tiny, "stories260k": stories260k, "llama_7b": llama_7b, "llama_13b": llama_13b}
 
 
 class KVCache(NamedTuple):

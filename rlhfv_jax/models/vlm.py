@@ -12,7 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from rlhfv_jax.errors import UserError
+from rlhfv_jax.models import beit3, llama
 from rlhfv_jax.models.beit3 import Beit3, Beit3Config
 from rlhfv_jax.models.layers import Dtype, Linear
 from rlhfv_jax.models.llama import KVCache, Llama, LlamaConfig, head_kernel
@@ -33,7 +36,8 @@ class Muffin(nn.Module):
 
     Args of `__call__`:
       tokens: int32[R, T]; R is a multiple of B, and row r belongs to image r // (R // B), so that a pair's two rows
-        share one encoding. A row holds Q image tokens, or none (then its image is ignored).
+        share one encoding. A row holds Q image tokens, or none (then its image is ignored); `check_image_tokens` says
+        so where it does not, and is called here for tokens that are values, not traced.
       image: uint8[B, S, S, 3] or float32 already in [-1, 1]; None for text-only rows and later decoding steps.
       positions, lengths, mask, cache: as in `Llama`.
 
@@ -58,6 +62,9 @@ class Muffin(nn.Module):
         c = self.config
         edit = None
         if image is not None:
+            check_rows(tokens.shape[0], image.shape[0])
+            if not isinstance(tokens, jax.core.Tracer):
+                check_image_tokens(tokens, c, lengths)
             features = Beit3(c.tower, self.dtype, self.remat, name="tower")(normalize(image))
             features = Linear(
                 [c.tower.width],
@@ -86,11 +93,34 @@ def splice(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.Arra
     """Puts the k-th feature of a row where its k-th slot is.
 
     embeds [R, T, D], features [R, Q, D], slots bool[R, T] -> [R, T, D]. Shapes stay static, and rows without slots
-    are unchanged. That a row has Q slots or none is checked where rows are made (`data.chat`).
+    are unchanged. That a row has Q slots or none cannot be seen in a traced program: see `check_image_tokens`.
     """
     order = jnp.clip(jnp.cumsum(slots, axis=1) - 1, 0, features.shape[1] - 1)
     placed = jax.vmap(lambda rows, index: rows[index])(features, order)  # whole rows: their gradient is a cheap scatter
     return jnp.where(slots[..., None], placed.astype(embeds.dtype), embeds)
+
+
+def check_rows(rows: int, images: int) -> None:
+    """Raises UserError where the rows cannot be shared out over the images."""
+    if images == 0 or rows % images:
+        raise UserError(f"{rows} rows of tokens cannot belong to {images} images; rows must be a multiple of images.")
+
+
+def check_image_tokens(tokens: Any, config: MuffinConfig, lengths: Any = None) -> None:
+    """Raises UserError naming the first row whose number of image tokens is neither 0 nor the tower's queries.
+
+    tokens: int[R, T], on the host; lengths: int[R], what lies beyond is padding and not counted.
+    """
+    slots = np.asarray(tokens) == config.image_token
+    if lengths is not None and not isinstance(lengths, jax.core.Tracer):
+        slots &= np.arange(slots.shape[1]) < np.asarray(lengths)[:, None]
+    counts, queries = slots.sum(axis=1), config.tower.queries
+    wrong = np.flatnonzero((counts != 0) & (counts != queries))
+    if wrong.size:
+        raise UserError(
+            f"Row {wrong[0]} has {counts[wrong[0]]} image tokens (id {config.image_token}), but the vision tower "
+            f"yields {queries}: a row holds exactly that many, or none."
+        )
 
 
 def init(model: Muffin, key: jax.Array) -> Any:
@@ -108,11 +138,7 @@ def log_probs(model: Muffin, params: Any, image: Any, tokens: Any, labels: Any, 
 
 def muffin_13b(vocab_size: int = 32_004, image_token: int = 32_001) -> MuffinConfig:
     """The released model: BEiT-3 large at 448 px with 64 queries, Vicuna-13B."""
-    return MuffinConfig(
-        tower=Beit3Config(image_size=448, patch=16, width=1024, layers=24, heads=16, ffn=4096, queries=64),
-        llm=LlamaConfig(vocab_size=vocab_size, width=5120, layers=40, heads=40, kv_heads=40, ffn=13_824),
-        image_token=image_token,
-    )
+    return MuffinConfig(beit3.large(448, 64), llama.llama_13b(vocab_size), image_token)
 
 
 def muffin_mini(vocab_size: int, image_token: int) -> MuffinConfig:

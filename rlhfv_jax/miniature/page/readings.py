@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,6 +59,8 @@ _LABELS = {
 
 def label(model: str) -> str:
     """A model's name as people write it; an unknown one without its underscores."""
+    if (found := re.fullmatch(r"ddpo_(\d+)", model)) is not None:
+        return f"DDPO, {found.group(1)} pairs"
     return _LABELS.get(model, model.replace("_", " "))
 
 
