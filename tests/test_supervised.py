@@ -225,6 +225,7 @@ def sft(path: Path, workdir: Path, steps: int, **changes) -> list[float]:
     config.data.path = str(path)
     config.tokenizer = str(shared("data/stories260K/tok512.model"))
     config.optim.steps, config.optim.batch_size, config.optim.lr = steps, 4, 3e-3
+    config.model.llm.layers = config.model.tower.layers = 1
     config.model.llm.width = config.model.llm.ffn = 32
     config.model.tower.width = config.model.tower.ffn = 16
     config.model.tower.image_size, config.model.tower.queries = 32, 4
