@@ -1,7 +1,9 @@
 """Dense DPO on preference pairs.
 
-    --config=ddpo.py          the paper: Muffin 13B, section 4.1
-    --config=ddpo.py:mini     the same code on a model that trains on two CPU cores, from random weights
+    --config=ddpo.py                   the paper: Muffin 13B, section 4.1
+    --config=ddpo.py:release_2023_12   what the released script ran in December 2023, quirks included
+    --config=ddpo.py:release_2024_02   what it has run since February 2024, on more data
+    --config=ddpo.py:mini              the same code on a model that trains on two CPU cores, from random weights
 
 Any key can be overridden, as in --config.optim.lr=1e-6.
 """
@@ -14,7 +16,12 @@ from rlhfv_jax.models import vlm
 
 
 def get_config(preset: str = "rlhfv_paper") -> ml_collections.ConfigDict:
-    presets = {"rlhfv_paper": rlhfv_paper, "mini": mini}
+    presets = {
+        "rlhfv_paper": rlhfv_paper,
+        "release_2023_12": release_2023_12,
+        "release_2024_02": release_2024_02,
+        "mini": mini,
+    }
     if preset not in presets:
         raise ValueError(f"ddpo.py has no preset {preset!r}; choose one of {', '.join(presets)}.")
     return presets[preset]()
@@ -31,18 +38,33 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.seed = 42  # the released script's
 
     c.data = ml_collections.ConfigDict()
-    c.data.path = ""  # .parquet (published schema) or .jsonl
+    c.data.path = ""  # .parquet (published schema), .jsonl, .json, Muffin's .tsv, or the folder of a TFDS build
     c.data.eval_path = ""  # pairs to evaluate on, optional
+    c.data.records = "pairs"  # what path holds; "questions": answered questions, for task=sft
+    c.data.origins = ""  # only rows of these origin_dataset values, as "VQAv2,GQA"; empty: all
+    c.data.count = 0  # only the first rows of these; 0: all (the paper had 1.4k pairs, the published set has grown)
     c.data.spans = "auto"  # corrected tokens: the annotator's segments where there are any; "diff": never
-    c.data.template = "muffin"
+    c.data.template = "muffin"  # or vicuna_v1_1, llava_v1, words
+    c.data.instructions = ()  # for questions: texts with {question} in them, one is picked for each row
     c.data.max_length = 2048  # the released script's
-    c.data.too_long = "error"  # or "drop": leave such pairs out, counted in the manifest
-    c.data.augment = "none"  # section 3.2; "crop": random windows of the training images, for the ablation of Table 3
+    c.data.too_long = "error"  # our choice; "drop": leave such rows out, "truncate": cut the answer; both are counted
+    c.data.augment = "none"  # section 3.2; for Table 3's ablation: "crop" (random windows), "untrustworthy" (released)
+    c.data.flip = "safe"  # never mirror an image whose text says left or right; "any": released script
+    c.data.reference = "compute"  # the reference's log-probs; "stored": those in the file
+    c.data.reference_augment = "none"  # of the images that the reference sees
+    c.data.reference_dtype = ""  # of the reference's computation; empty: as dtype
+    c.data.buckets = 1  # number of static row lengths, our choice; more pad less and compile more
 
     c.ddpo = ml_collections.ConfigDict()
     c.ddpo.gamma = 5.0  # weight of corrected tokens, section 4.1
     c.ddpo.beta = 0.5  # section 4.1
     c.ddpo.average = True  # divide a response's score by the sum of its weights, equation 5
+    c.ddpo.hunks = "all"  # "corrected segments", section 3.1: insertions and deletions too; "replace": released script
+    c.ddpo.min_match = 1  # equal runs shorter than this count as corrected; 3: released script
+    c.ddpo.unit = "token"  # what is compared: token, word, or span (the annotator's segments and nothing else)
+    c.ddpo.diff_over = "response"  # "row": prompt and tail too, released script
+    c.ddpo.autojunk = False  # difflib's frequency rule; True: released script
+    c.ddpo.label_mask = "answer"  # y of section 3.1 and one end of turn; "muffin": some of the prompt too, released
 
     c.optim = ml_collections.ConfigDict()
     c.optim.name = "adamw"  # or "muon", for small models from random weights
@@ -60,10 +82,43 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
 
     c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all devices that are left
 
+    c.workers = 0  # processes that decode images; 0: threads. Our choice
     c.log_every = 10  # steps between host syncs; every step gets its line in metrics.jsonl
     c.save_every = 100
     c.eval_every = 0  # 0: only at the end
     c.keep = 2  # checkpoints
+    return c
+
+
+def release_2023_12() -> ml_collections.ConfigDict:
+    """The released script as of December 2023; its reference passes had images and model in float16."""
+    c = rlhfv_paper()
+    c.data.spans = "diff"
+    c.data.too_long = "truncate"
+    c.data.augment = "untrustworthy"
+    c.data.flip = "any"
+    c.data.reference_dtype = "float16"
+    c.ddpo.average = False
+    c.ddpo.hunks = "replace"
+    c.ddpo.min_match = 3
+    c.ddpo.diff_over = "row"
+    c.ddpo.autojunk = True
+    c.ddpo.label_mask = "muffin"
+    c.optim.epochs = 0.0
+    c.optim.steps = 320
+    c.optim.trainable = "full"  # the script names parameters to freeze, and under FSDP no name matches
+    return c
+
+
+def release_2024_02() -> ml_collections.ConfigDict:
+    """The released script since February 2024: the reference sees a random view of each image, once."""
+    c = release_2023_12()
+    c.data.reference_augment = "untrustworthy"
+    c.data.reference_dtype = "bfloat16"
+    c.ddpo.gamma = 1.1
+    c.ddpo.beta = 0.1
+    c.optim.steps = 2160
+    c.optim.batch_size = 8
     return c
 
 

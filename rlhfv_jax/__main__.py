@@ -7,6 +7,7 @@ import sys
 PROGRAMS = {
     "train": "train with DDPO or supervised fine-tuning",
     "convert": "convert weights from PyTorch to Orbax and back",
+    "inspect": "show a data set as the loss sees it",
 }
 
 

@@ -26,7 +26,7 @@ from rlhfv_jax.settings import Settings
 from rlhfv_jax.structs import TrainState
 
 # May change when a run continues: they move work about, not results.
-FREE_KEYS = ("log_every", "save_every", "eval_every", "keep", "mesh")
+FREE_KEYS = ("workers", "log_every", "save_every", "eval_every", "keep", "mesh")
 PACKAGES = (
     "rlhfv_jax",
     "jax",
@@ -50,8 +50,8 @@ class Job:
     mesh: Mesh
     tokenizer: MuffinTokenizer
     model: vlm.Muffin
-    pairs: prepare.Pairs
-    eval_pairs: prepare.Pairs | None
+    rows: prepare.Rows
+    eval_rows: prepare.Rows | None
     total_steps: int
 
 
@@ -74,7 +74,6 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         write_json(workdir / "config.json", config)
         write_json(workdir / "manifest.json", manifest)
         ddpo = s.task == "ddpo"
-        comparable = ddpo and s.data.augment == "none"  # else the reference saw other pixels than the policy
         loss_fn = steps.ddpo_loss(job.model, s.ddpo.beta, s.ddpo.average) if ddpo else steps.sft_loss(job.model)
         evaluation = steps.evaluation(loss_fn)
         return fit(
@@ -90,10 +89,12 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             seed=s.seed,
             keep=s.keep,
             augment=s.data.augment,
+            bounds=job.rows.bounds(s.data.buckets),
+            workers=s.workers,
             log_every=s.log_every,
             save_every=s.save_every,
             eval_every=s.eval_every,
-            check_first=(lambda metrics: check_reference(metrics, s.dtype)) if comparable else None,
+            check_first=(lambda metrics: check_reference(metrics, s.dtype)) if ddpo and prepare.comparable(s) else None,
             evaluate=eval_source and (lambda params: evaluate(evaluation, params, eval_source, s, mesh)),
         )
 
@@ -112,11 +113,14 @@ def fit(
     seed: int,
     keep: int = 1,
     augment: str = "none",
+    bounds: Sequence[int] = (),
+    workers: int = 0,
     **loop_options: Any,
 ) -> TrainState:
     """Trains up to `total_steps` on shuffled batches of the source, with metrics and checkpoints in `workdir`.
 
-    Call within `jax.set_mesh(mesh)`. `augment` names one of `images.AUGMENTATIONS`; `loop_options` go to `loop.train`.
+    Call within `jax.set_mesh(mesh)`. `augment` names one of `images.AUGMENTATIONS`, `bounds` and `workers` are those
+    of `pipeline.train_batches`; `loop_options` go to `loop.train`.
     """
     start = int(state.step)
     batches = pipeline.train_batches(
@@ -127,6 +131,8 @@ def fit(
         process=jax.process_index(),
         processes=jax.process_count(),
         augment=images.AUGMENTATIONS[augment],
+        bounds=bounds,
+        workers=workers,
     )
     writer = MetricsWriter(workdir, start)
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
@@ -171,10 +177,10 @@ def _prepare(s: Settings, workdir: Path) -> Job:
     sharding.check_batch_size(s.optim.batch_size, mesh)
     tokenizer = prepare.load_tokenizer(s)
     model = prepare.build_model(s, tokenizer)
-    pairs = prepare.load_pairs(s.data.path, s, tokenizer)
-    eval_pairs = prepare.load_pairs(s.data.eval_path, s, tokenizer) if s.data.eval_path else None
-    total = s.optim.steps or math.ceil(s.optim.epochs * len(pairs.encoded) / s.optim.batch_size)
-    return Job(s, workdir, mesh, tokenizer, model, pairs, eval_pairs, total)
+    rows = prepare.load_rows(s.data.path, s, tokenizer, selected=True)
+    eval_rows = prepare.load_rows(s.data.eval_path, s, tokenizer) if s.data.eval_path else None
+    total = s.optim.steps or math.ceil(s.optim.epochs * len(rows.encoded) / s.optim.batch_size)
+    return Job(s, workdir, mesh, tokenizer, model, rows, eval_rows, total)
 
 
 def _starting_point(workdir: Path, resume: str, config: Mapping[str, Any]) -> Path | None:
@@ -209,27 +215,27 @@ def check_same_config(workdir: Path, config: Mapping[str, Any], free: Sequence[s
 def _sources(job: Job, state: TrainState, start: Path | None) -> tuple[Any, Any, dict[str, Any]]:
     """Sources for training and evaluation, with reference log-probs for DDPO, and what the manifest says of them."""
     s = job.settings
-    pair_sets = [job.pairs] if job.eval_pairs is None else [job.pairs, job.eval_pairs]
-    facts: dict[str, Any] = {"data": job.pairs.facts()}
-    if job.eval_pairs is not None:
-        facts["eval_data"] = job.eval_pairs.facts()
+    row_sets = [job.rows] if job.eval_rows is None else [job.rows, job.eval_rows]
+    facts: dict[str, Any] = {"data": job.rows.facts()}
+    if job.eval_rows is not None:
+        facts["eval_data"] = job.eval_rows.facts()
     if s.task == "sft":
-        chosen = [pipeline.ChosenSource(prepare.make_source(pairs, s, job.tokenizer)) for pairs in pair_sets]
-        return chosen[0], chosen[1] if job.eval_pairs else None, facts
+        examples = [prepare.make_source(rows, s, job.tokenizer) for rows in row_sets]
+        return examples[0], examples[1] if job.eval_rows else None, facts
     if start is None:
         digest = trees.digest(state.params)
     else:
         digest = _read_json(start.parents[1] / "manifest.json")["reference"]["params"]
     facts["reference"] = prepare.reference_facts(s, job.model, job.tokenizer, digest)
-    forward = steps.reference(job.model)
+    forward = steps.reference(prepare.reference_model(s, job.model))
     params = state.params if start is None else None
     built = []
-    for pairs in pair_sets:
+    for pairs in row_sets:
         logps = prepare.reference_log_probs(
             pairs, s, job.tokenizer, facts["reference"], job.workdir / "reference", job.mesh, forward, params
         )
         built.append(prepare.make_source(pairs, s, job.tokenizer, logps))
-    return built[0], built[1] if job.eval_pairs else None, facts
+    return built[0], built[1] if job.eval_rows else None, facts
 
 
 def _facts(job: Job, config: Mapping[str, Any], updater: steps.Updater) -> dict[str, Any]:
@@ -239,7 +245,7 @@ def _facts(job: Job, config: Mapping[str, Any], updater: steps.Updater) -> dict[
     return {
         "recipe": config,
         "steps": job.total_steps,
-        "row_length": pipeline.bucket(job.pairs.stats.longest_row),
+        "row_lengths": job.rows.bounds(job.settings.data.buckets),
         "parameters": {"all": trees.count(params), "trainable": trees.count(trainable)},
         "tokenizer": job.tokenizer.digest,
         "devices": [device.device_kind for device in job.mesh.devices.flat],

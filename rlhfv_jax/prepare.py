@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhfv_jax import checkpoint, refcache, settings, sharding
-from rlhfv_jax.data import pipeline, sources, tokenizer_record
+from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
 from rlhfv_jax.data.chat import TEMPLATES
+from rlhfv_jax.data.records import AnsweredRecord
+from rlhfv_jax.data.segments import Diff
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import vlm
@@ -24,18 +27,22 @@ RANDOM = "random"  # config.init_from: no checkpoint
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """A data file, read and encoded: `records` as in the file, `encoded` without the pairs left out."""
+class Rows:
+    """A data file, read and encoded: `records` as selected from it, `encoded` without the rows left out."""
 
     path: str
-    records: Sequence[sources.PreferenceRecord]
-    encoded: Sequence[pipeline.EncodedPair]
-    stats: pipeline.EncodingStats
+    records: Sequence[sources.PreferenceRecord] | Sequence[AnsweredRecord]
+    encoded: Sequence[encoding.EncodedPair] | Sequence[encoding.EncodedExample]
+    stats: encoding.EncodingStats
 
     def facts(self) -> dict[str, Any]:
         """What the manifest says of the file."""
         rows = {"path": self.path, "rows": len(self.records), "digest": sources.digest(self.records)}
         return rows | dataclasses.asdict(self.stats)
+
+    def bounds(self, count: int) -> list[int]:
+        """At most `count` static lengths for these rows, ascending."""
+        return buckets.choose([row.longest for row in self.encoded], count)
 
 
 def check_inputs(s: Settings) -> None:
@@ -79,26 +86,53 @@ def build_model(s: Settings, tokenizer: MuffinTokenizer) -> vlm.Muffin:
     return vlm.Muffin(config, jnp.dtype(s.dtype), s.remat)
 
 
-def load_pairs(path: str, s: Settings, tokenizer: MuffinTokenizer) -> Pairs:
-    """Reads and encodes a file of preference pairs."""
-    records = sources.read(path)
-    encoded, stats = pipeline.encode_pairs(
+def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool = False) -> Rows:
+    """Reads and encodes a file of what the task trains on; `selected` applies data.origins and data.count.
+
+    Pairs for DDPO; for supervised fine-tuning answered questions, or the chosen answers of pairs.
+    """
+    origins = [origin.strip() for origin in s.data.origins.split(",") if origin.strip()] if selected else []
+    count = s.data.count if selected else 0
+    template, queries, data, ddpo = TEMPLATES[s.data.template], s.model.tower.queries, s.data, s.ddpo
+    if data.records == "questions":
+        questions = supervised.read(path, origins, count)
+        examples, stats = encoding.encode_examples(
+            questions,
+            tokenizer,
+            template,
+            queries,
+            instructions=data.instructions,
+            label_mask=ddpo.label_mask,
+            max_length=data.max_length,
+            too_long=data.too_long,
+        )
+        return Rows(path, questions, examples, stats)
+    records = sources.read(path, origins, count)
+    pairs, stats = encoding.encode_pairs(
         records,
         tokenizer,
-        TEMPLATES[s.data.template],
-        s.model.tower.queries,
-        gamma=s.ddpo.gamma,
-        spans=s.data.spans,
-        max_length=s.data.max_length,
-        too_long=s.data.too_long,
+        template,
+        queries,
+        gamma=ddpo.gamma,
+        diff=Diff(ddpo.hunks, ddpo.min_match, ddpo.unit, ddpo.diff_over, ddpo.autojunk),
+        label_mask=ddpo.label_mask,
+        spans=data.spans,
+        max_length=data.max_length,
+        too_long=data.too_long,
     )
-    return Pairs(path, records, encoded, stats)
+    if s.task == "ddpo":
+        return Rows(path, records, pairs, stats)
+    chosen = encoding.chosen_examples(pairs)
+    return Rows(path, records, chosen, dataclasses.replace(stats, longest_row=max(row.longest for row in chosen)))
 
 
-def make_source(pairs: Pairs, s: Settings, tokenizer: MuffinTokenizer, ref_logps: Any = None) -> pipeline.PairSource:
-    """Padded pairs; every row of the file has the same static length."""
-    length = pipeline.bucket(pairs.stats.longest_row)
-    return pipeline.PairSource(pairs.encoded, s.model.tower.image_size, tokenizer.pad_id, length, ref_logps)
+def make_source(rows: Rows, s: Settings, tokenizer: MuffinTokenizer, ref_logps: Any = None) -> Any:
+    """Padded rows, a PairSource or an ExampleSource; every row has the longest static length unless asked otherwise."""
+    length, size = buckets.rounded(rows.stats.longest_row), s.model.tower.image_size
+    flip_any, encoded = s.data.flip == "any", typing.cast(Any, rows.encoded)
+    if s.task == "ddpo":
+        return pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any)
+    return pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any)
 
 
 def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, template: str) -> dict[str, Any]:
@@ -126,20 +160,38 @@ def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
     )  # master weights, whatever is stored
 
 
+def reference_model(s: Settings, model: vlm.Muffin) -> vlm.Muffin:
+    """The model as the reference pass computes it: the same parameters, in data.reference_dtype."""
+    if s.data.reference_dtype == "float16" and jax.default_backend() == "cpu":
+        raise UserError(
+            "config.data.reference_dtype=float16 does not run on CPUs, which have no such products; use float32."
+        )
+    return model.clone(dtype=jnp.dtype(s.data.reference_dtype or s.dtype))
+
+
+def comparable(s: Settings) -> bool:
+    """Whether the policy's first forward pass has to agree with the reference: same pixels, same dtype, same model."""
+    same_images = s.data.augment == s.data.reference_augment == "none"
+    return same_images and s.data.reference_dtype in ("", s.dtype) and s.data.reference == "compute"
+
+
 def reference_facts(s: Settings, model: vlm.Muffin, tokenizer: MuffinTokenizer, params_digest: str) -> dict[str, Any]:
     """Everything that reference log-probs depend on besides the pairs' own rows."""
+    drawn = f", {s.data.reference_augment}, flip {s.data.flip}, seed {s.seed}"
     return {
         "params": params_digest,
         "tokenizer": tokenizer.digest,
         "template": dataclasses.asdict(TEMPLATES[s.data.template]),
-        "image_transform": f"bicubic {s.model.tower.image_size}",
-        "dtype": s.dtype,
+        "source": s.data.reference,
+        "label_mask": s.ddpo.label_mask,
+        "image_transform": f"bicubic {s.model.tower.image_size}{'' if s.data.reference_augment == 'none' else drawn}",
+        "dtype": s.data.reference_dtype or s.dtype,
         "model": dataclasses.asdict(model.config),
     }
 
 
 def reference_log_probs(
-    pairs: Pairs,
+    pairs: Rows,
     s: Settings,
     tokenizer: MuffinTokenizer,
     facts: dict[str, Any],
@@ -148,17 +200,23 @@ def reference_log_probs(
     forward: Callable[[Any, Any], jax.Array],
     params: Any,
 ) -> np.ndarray:
-    """float32[pairs, 2, T-1]: loaded where a cache of exactly these facts exists, else computed and saved.
+    """float32[pairs, 2, T-1]: those in the data where data.reference says so; else loaded where a cache of exactly
+    these facts exists, else computed and saved.
 
     `params` may be None where only a cached result is acceptable (a resumed run no longer has its initial parameters).
     """
+    length = buckets.rounded(pairs.stats.longest_row)
+    encoded: Any = pairs.encoded
+    if s.data.reference == "stored":
+        return refcache.stored(encoded, length)
     cache_key = refcache.key(facts | {"data": sources.digest(pairs.records)})
     path = folder / f"{cache_key[:16]}.parquet"
-    length = pipeline.bucket(pairs.stats.longest_row)
     if path.exists():
-        return refcache.load(path, cache_key, pairs.encoded, length)
+        return refcache.load(path, cache_key, encoded, length)
     if params is None:
         raise UserError(f"The reference cache {path} of this run is gone; start a new run in another --workdir.")
-    logps = refcache.compute(forward, params, make_source(pairs, s, tokenizer), s.optim.batch_size, mesh)
-    refcache.save(path, cache_key, pairs.encoded, logps)
+    augment = images.AUGMENTATIONS[s.data.reference_augment]
+    source = make_source(pairs, s, tokenizer)
+    logps = refcache.compute(forward, params, source, s.optim.batch_size, mesh, augment, s.seed)
+    refcache.save(path, cache_key, encoded, logps)
     return logps

@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 from jax.sharding import Mesh
 
 from rlhfv_jax import sharding
-from rlhfv_jax.data.pipeline import EncodedPair, PairSource, ordered_batches
+from rlhfv_jax.data.encoding import EncodedPair
+from rlhfv_jax.data.images import Augmentation
+from rlhfv_jax.data.pipeline import PairSource, ordered_batches
+from rlhfv_jax.data.records import SIDES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.metrics import Reporter
-
-SIDES = ("chosen", "rejected")
+from rlhfv_jax.structs import IGNORE
 
 
 def key(facts: Mapping[str, Any]) -> str:
@@ -33,16 +35,45 @@ def key(facts: Mapping[str, Any]) -> str:
 
 
 def compute(
-    forward: Callable[[Any, Any], jax.Array], params: Any, source: PairSource, batch_size: int, mesh: Mesh
+    forward: Callable[[Any, Any], jax.Array],
+    params: Any,
+    source: PairSource,
+    batch_size: int,
+    mesh: Mesh,
+    augment: Augmentation | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
-    """float32[pairs, 2, T-1]: `forward(params, batch)` over the whole source, in batches sharded over the mesh."""
+    """float32[pairs, 2, T-1]: `forward(params, batch)` over the whole source, in batches sharded over the mesh.
+
+    `augment` shows the reference one random view of each image, drawn from the seed.
+    """
     results = []
     with Reporter("reference log-probs", len(source), unit="pairs") as reporter:
-        for batch in ordered_batches(source, batch_size):
+        for batch in ordered_batches(source, batch_size, augment, seed):
             logps = np.asarray(forward(params, sharding.put(batch, mesh)))
             results.append(logps[batch.valid])
             reporter.update(min(len(source), sum(map(len, results))))
     return np.concatenate(results)
+
+
+def stored(pairs: Sequence[EncodedPair], length: int) -> np.ndarray:
+    """float32[pairs, 2, length-1], the log-probs that the records carry; raises UserError where they do not fit.
+
+    Nothing but their number ties them to the tokens, so a length that differs by one is refused.
+    """
+    logps = np.zeros((len(pairs), 2, length - 1), np.float32)
+    for i, pair in enumerate(pairs):
+        if pair.record.logps is None:
+            raise UserError(f"{pair.record.where}: the pair has no stored log-probs, as data.reference=stored wants.")
+        for side, name in enumerate(SIDES):
+            values, targets = pair.record.logps[side], len(pair.rows[side].labels)
+            if len(values) != targets:
+                raise UserError(
+                    f"{pair.record.where}, logps: {len(values)} stored log-probs for the {name} answer, whose row has "
+                    f"{targets} tokens after the first; they are of another tokenizer, template or length."
+                )
+            logps[i, side, :targets] = np.where(pair.rows[side].labels == IGNORE, 0.0, values)
+    return logps
 
 
 def save(path: Path, cache_key: str, pairs: Sequence[EncodedPair], logps: np.ndarray) -> None:

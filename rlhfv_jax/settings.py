@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhfv_jax import optim
-from rlhfv_jax.data import images
-from rlhfv_jax.data.chat import TEMPLATES
+from rlhfv_jax.data import encoding, images, segments
+from rlhfv_jax.data.chat import LABEL_MASKS, TEMPLATES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models.vlm import MuffinConfig
 
@@ -25,20 +25,35 @@ class Data:
 
     path: str
     eval_path: str
+    records: str
+    origins: str
+    count: int
     spans: str
     template: str
+    instructions: tuple[str, ...]
     max_length: int
     too_long: str
     augment: str
+    flip: str
+    reference: str
+    reference_augment: str
+    reference_dtype: str
+    buckets: int
 
 
 @dataclass(frozen=True)
 class Ddpo:
-    """The paper's equations 3 and 5."""
+    """The paper's equations 3 and 5, and which tokens are corrected (`segments.Diff`) and targets (`chat`)."""
 
     gamma: float
     beta: float
     average: bool
+    hunks: str
+    min_match: int
+    unit: str
+    diff_over: str
+    autojunk: bool
+    label_mask: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,7 @@ class Settings:
     ddpo: Ddpo
     optim: Optim
     mesh: MeshSizes
+    workers: int
     log_every: int
     save_every: int
     eval_every: int
@@ -93,15 +109,35 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("ddpo", "sft"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "named", "full"),
+    "data.records": ("pairs", "questions"),
     "data.spans": ("auto", "diff"),
-    "data.template": tuple(TEMPLATES),
-    "data.too_long": ("error", "drop"),
+    "data.template": tuple(name for name, template in TEMPLATES.items() if template.opening is None),
+    "data.too_long": encoding.TOO_LONG,
     "data.augment": tuple(images.AUGMENTATIONS),
+    "data.flip": ("safe", "any"),
+    "data.reference": ("compute", "stored"),
+    "data.reference_augment": tuple(images.AUGMENTATIONS),
+    "data.reference_dtype": ("", "float32", "bfloat16", "float16"),
+    "ddpo.hunks": segments.HUNKS,
+    "ddpo.unit": segments.UNITS,
+    "ddpo.diff_over": segments.OVER,
+    "ddpo.label_mask": LABEL_MASKS,
     "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
 }
-POSITIVE = ("data.max_length", "ddpo.gamma", "ddpo.beta", "optim.lr", "optim.batch_size", "keep", "log_every")
-NOT_NEGATIVE = ("optim.epochs", "optim.steps", "optim.weight_decay", "save_every", "eval_every")
+POSITIVE = (
+    *("data.max_length", "data.buckets", "ddpo.gamma", "ddpo.beta", "ddpo.min_match"),
+    *("optim.lr", "optim.batch_size", "keep", "log_every"),
+)
+NOT_NEGATIVE = (
+    "data.count",
+    "optim.epochs",
+    "optim.steps",
+    "optim.weight_decay",
+    "workers",
+    "save_every",
+    "eval_every",
+)
 
 
 def from_dict(values: Mapping[str, Any]) -> Settings:
@@ -127,6 +163,7 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
         raise UserError(
             "Give the length of the run as config.optim.epochs or as config.optim.steps; set the other to 0."
         )
+    _check_rows(settings)
     _check_model(settings.model)
     return settings
 
@@ -136,6 +173,18 @@ def get(settings: Any, key: str) -> Any:
     for name in key.split("."):
         settings = getattr(settings, name)
     return settings
+
+
+def _check_rows(s: Settings) -> None:
+    """Keys about rows that exclude each other."""
+    if s.task == "ddpo" and s.data.records == "questions":
+        raise UserError("config.data.records=questions has no pairs; it is for config.task=sft.")
+    if s.ddpo.diff_over == "row" and s.ddpo.unit != "token":
+        raise UserError(f"config.ddpo.diff_over=row compares tokens; config.ddpo.unit={s.ddpo.unit} needs response.")
+    if s.ddpo.label_mask == "muffin" and not TEMPLATES[s.data.template].role:
+        raise UserError(f"config.ddpo.label_mask=muffin is for config.data.template=muffin, not {s.data.template}.")
+    if plain := [text for text in s.data.instructions if "{question}" not in text]:
+        raise UserError(f"config.data.instructions: {plain[0]!r} has no {{question}} in it.")
 
 
 def _check_model(model: MuffinConfig) -> None:
@@ -177,6 +226,11 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def _typed(kind: Any, value: Any, key: str) -> Any:
+    if typing.get_origin(kind) is tuple:  # tuple[str, ...], a list once it has been JSON
+        item, _ = typing.get_args(kind)
+        if not isinstance(value, tuple | list) or not all(isinstance(one, item) for one in value):
+            raise UserError(f"config.{key}={value!r}: expected a list of {item.__name__}.")
+        return tuple(value)
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in kinds:
         return None

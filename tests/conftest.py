@@ -37,7 +37,7 @@ def tokenizer() -> MuffinTokenizer:
 
 @pytest.fixture(scope="session")
 def coco_records() -> list[sources.PreferenceRecord]:
-    """130 pairs on real photos."""
+    """130 foil pairs on real photos: a person's caption, and the same made wrong; no model's answer is corrected."""
     return sources.read(shared("data/coco_pairs/pairs.jsonl"))
 
 

@@ -107,9 +107,8 @@ def test_targets_spell_the_answer_and_one_end_of_turn(llama, tokenizer, answer, 
     assert llama.decode(targets).removeprefix(" ") == (answer + template.end_of_turn).removeprefix(" ")
     assert llama.decode(row.tokens[row.answer].tolist()).removeprefix(" ") == answer.removeprefix(" ")
     row = encode_row(tokenizer, template, "What is this?", answer, queries=3)  # it drops extra spaces itself
-    assert (
-        tokenizer.decode(row.labels[row.labels != IGNORE].tolist()).split() == (answer + template.end_of_turn).split()
-    )
+    spelled = tokenizer.decode(row.labels[row.labels != IGNORE].tolist())
+    assert "".join(spelled.split()) == "".join((answer + template.end_of_turn).split())
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
@@ -120,9 +119,35 @@ def test_spans_map_answer_tokens_to_their_characters(llama, tokenizer, answer):
         assert len(row.spans) == len(ids)
         assert all(0 <= a < b <= len(answer) for a, b in row.spans)
         assert {i for a, b in row.spans for i in range(a, b)} >= {i for i, c in enumerate(answer) if not c.isspace()}
-        for token, (a, b) in zip(ids, row.spans, strict=True):
-            if not (piece := model.piece(token)).startswith("<0x"):
+        for i, (token, (a, b)) in enumerate(zip(ids, row.spans, strict=True)):
+            if (piece := model.piece(token)) == "▁" and i == 0:
+                assert (a, b) == row.spans[1], "the space before the answer counts as its first word's"
+            elif not piece.startswith("<0x"):
                 assert answer[a:b].strip() == piece.replace("▁", " ").strip()
+
+
+@pytest.mark.parametrize("history", [(), (("What is it?", "A bus."),), (("Who?", "He."), ("And <image> now?", "It."))])
+@pytest.mark.parametrize("template", [t for t in TEMPLATES.values() if t.opening is None], ids=lambda t: t.name)
+def test_a_prompt_is_the_training_row_up_to_the_answer(llama, template, history):
+    """So a model is asked in the very tokens that it was trained on."""
+    for question in ("Which color?", "  Spaces?  ", *([] if history else ["Here <image> it is."])):
+        row = encode_row(llama, template, question, "Red.", 3, history=history)
+        prompt = llama.encode(template.prompt(question, 3, history))
+        assert row.tokens[: row.answer.start].tolist() == prompt
+
+
+@pytest.mark.parametrize(
+    ("turns", "queries", "words"),
+    [
+        ([("<image> and <image>?", "A.")], 3, "says <image> 2 times, for one image"),
+        ([("<image>?", "A."), ("<image>?", "B.")], 3, "says <image> 2 times"),
+        ([("<image>?", "A.")], 0, "says <image> 1 times, for no image"),
+        ([("What?", "An <image>.")], 3, "the answer contains the reserved token <image>"),
+    ],
+)
+def test_an_image_has_one_place(llama, turns, queries, words):
+    with pytest.raises(UserError, match=words):
+        encode_turns(llama, MUFFIN, turns, queries)
 
 
 def test_image_tokens_stand_before_the_question_once(llama):

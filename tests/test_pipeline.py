@@ -1,14 +1,16 @@
 """From records to batches: credit, padding, order and resumption."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from rlhfv_jax.data import images, pipeline
+from rlhfv_jax.data import buckets, encoding, images, pipeline
 from rlhfv_jax.data.chat import MUFFIN, encode_row
-from rlhfv_jax.data.sources import Segment
+from rlhfv_jax.data.sources import PreferenceRecord, Segment
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import IGNORE
@@ -17,7 +19,7 @@ QUERIES, GAMMA, SIZE = 4, 5.0, 16
 
 
 def encode(records, tokenizer, **kwargs):
-    return pipeline.encode_pairs(records, tokenizer, MUFFIN, QUERIES, **({"gamma": GAMMA} | kwargs))
+    return encoding.encode_pairs(records, tokenizer, MUFFIN, QUERIES, **({"gamma": GAMMA} | kwargs))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def pairs(coco_records, tokenizer):
 
 def source_of(pairs, tokenizer, length=0, **kwargs) -> pipeline.PairSource:
     longest = max(len(row.tokens) for pair in pairs for row in pair.rows)
-    return pipeline.PairSource(pairs, SIZE, tokenizer.pad_id, length or pipeline.bucket(longest), **kwargs)
+    return pipeline.PairSource(pairs, SIZE, tokenizer.pad_id, length or buckets.rounded(longest), **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def test_corrections_equal_the_references_difference_without_its_thresholds(fixt
     assert len(rows) >= 7
     for i, golden in enumerate(rows):
         record = dataclasses.replace(RECORD, id=str(i), **{k: golden[k] for k in ("question", "chosen", "rejected")})
-        (pair,), _ = pipeline.encode_pairs([record], llama, MUFFIN, 8, gamma=GAMMA)
+        (pair,), _ = encoding.encode_pairs([record], llama, MUFFIN, 8, gamma=GAMMA)
         for weights, name in zip(pair.weights, ("win", "rej"), strict=True):
             gaps = {i for start, stop in golden[f"all_gap_spans_{name}"] for i in range(start, stop)}
             marked = set(np.flatnonzero(weights == GAMMA).tolist())
@@ -125,7 +127,7 @@ def test_corrections_equal_the_references_difference_without_its_thresholds(fixt
             assert bool(marked) == bool(gaps)
 
 
-RECORD = pipeline.sources.PreferenceRecord("0", b"", "", "", "")
+RECORD = PreferenceRecord("0", b"", "", "", "")
 
 
 def test_the_annotators_segments_win_over_the_difference(coco_records, llama):
@@ -230,17 +232,19 @@ def test_reference_log_probs_follow_their_row(pairs, tokenizer):
 
 
 def test_lengths_round_up_to_the_next_multiple():
-    step = pipeline.bucket(1)
+    step = buckets.rounded(1)
     assert step % 8 == 0
     for length in (1, step - 1, step, step + 1, 2048):
-        assert pipeline.bucket(length) % step == 0 and 0 <= pipeline.bucket(length) - length < step
+        assert buckets.rounded(length) % step == 0 and 0 <= buckets.rounded(length) - length < step
 
 
-def test_supervised_examples_are_the_chosen_answers(source):
-    examples = pipeline.ChosenSource(source)
+def test_supervised_examples_are_the_chosen_answers(pairs, source, tokenizer):
+    chosen = encoding.chosen_examples(pairs[::10])
+    examples = pipeline.ExampleSource(chosen, SIZE, tokenizer.pad_id, source[0].tokens.shape[1])
     assert len(examples) == 13
     for index in range(3):
         pair, example = source[index], examples[index]
+        np.testing.assert_array_equal(example.image, pair.image)
         np.testing.assert_array_equal(example.tokens, pair.tokens[:1])
         np.testing.assert_array_equal(example.labels, pair.labels[:1])
         np.testing.assert_array_equal(example.weights, pair.labels[:1] != IGNORE)
@@ -293,7 +297,7 @@ def test_every_epoch_covers_every_row_once_in_another_order(source):
 def test_augmentation_changes_pixels_alone_and_draws_anew_every_epoch(pairs, tokenizer):
     source = source_of(pairs[:6], tokenizer)
     plain = take(pipeline.train_batches(source, 3, seed=5), 20)
-    cropped = take(pipeline.train_batches(source, 3, seed=5, augment=images.crop), 20)
+    cropped = take(pipeline.train_batches(source, 3, seed=5, augment=images.AUGMENTATIONS["crop"]), 20)
     for one, other in zip(plain, cropped, strict=True):
         np.testing.assert_array_equal(one.row, other.row)
         np.testing.assert_array_equal(one.tokens, other.tokens)
@@ -302,8 +306,43 @@ def test_augmentation_changes_pixels_alone_and_draws_anew_every_epoch(pairs, tok
         for row, image in zip(batch.row.tolist(), batch.image, strict=True):
             looks.setdefault(row, set()).add(image.tobytes())
     assert all(len(seen) > 1 for seen in looks.values())
-    resumed = next(pipeline.train_batches(source, 3, seed=5, start=11, augment=images.crop))
+    resumed = next(pipeline.train_batches(source, 3, seed=5, start=11, augment=images.AUGMENTATIONS["crop"]))
     np.testing.assert_array_equal(resumed.image, cropped[11].image)
+
+
+def mirrored(source: pipeline.PairSource, row: int) -> float:
+    """Share of 40 views of the row that are mirrored; its image is dark at the left and bright at the right."""
+    augment = images.AUGMENTATIONS["untrustworthy"]
+    views = [source.draw(row, augment, np.random.default_rng(seed)).image.astype(float) for seed in range(40)]
+    return float(np.mean([view[:, :4].mean() > view[:, -4:].mean() for view in views]))
+
+
+def test_a_row_that_says_left_or_right_is_not_mirrored_unless_forced(coco_records, tokenizer, monkeypatch):
+    monkeypatch.setattr(images, "RAND_AUGMENT", (lambda picture, rng: picture,))
+    stream = io.BytesIO()
+    Image.fromarray(np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))).save(stream, "PNG")
+    plain = dataclasses.replace(coco_records[0], image=stream.getvalue())
+    rows = [
+        dataclasses.replace(plain, question="What is it?", chosen="A cup.", rejected="A mug."),
+        dataclasses.replace(plain, question="What is on the left?", chosen="A cup.", rejected="A mug."),
+        dataclasses.replace(plain, question="What is it?", chosen="A cup.", rejected="A cup at the right."),
+    ]
+    pairs = encode(rows, tokenizer)[0]
+    safe, forced = source_of(pairs, tokenizer), source_of(pairs, tokenizer, flip_any=True)
+    assert 0.3 < mirrored(safe, 0) < 0.7
+    assert mirrored(safe, 1) == mirrored(safe, 2) == 0
+    assert all(0.3 < mirrored(forced, row) < 0.7 for row in range(3))
+
+
+def test_the_references_random_view_is_drawn_from_the_seed_and_the_row(source):
+    augment = images.AUGMENTATIONS["untrustworthy"]
+    first, again, other = (
+        np.concatenate([batch.image for batch in pipeline.ordered_batches(source, size, augment, seed)])[:13]
+        for size, seed in ((4, 1), (13, 1), (4, 2))
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[0], source[0].image)
 
 
 def test_a_batch_may_be_larger_than_the_source(source):

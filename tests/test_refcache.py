@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhfv_jax import refcache, sharding
-from rlhfv_jax.data import pipeline
+from rlhfv_jax.data import buckets, encoding, pipeline
 from rlhfv_jax.data.chat import MUFFIN
 from rlhfv_jax.errors import UserError
 
@@ -17,13 +17,13 @@ KEY = refcache.key({"params": "abc", "dtype": "float32"})
 
 
 @pytest.fixture(scope="module")
-def pairs(coco_records, tokenizer) -> list[pipeline.EncodedPair]:
-    return pipeline.encode_pairs(coco_records[::10], tokenizer, MUFFIN, 4, gamma=5.0)[0]
+def pairs(coco_records, tokenizer) -> list[encoding.EncodedPair]:
+    return encoding.encode_pairs(coco_records[::10], tokenizer, MUFFIN, 4, gamma=5.0)[0]
 
 
 @pytest.fixture(scope="module")
 def length(pairs) -> int:
-    return pipeline.bucket(max(len(row.tokens) for pair in pairs for row in pair.rows))
+    return buckets.rounded(max(len(row.tokens) for pair in pairs for row in pair.rows))
 
 
 @pytest.fixture(scope="module")

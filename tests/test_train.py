@@ -146,6 +146,37 @@ def test_a_model_trained_by_sft_is_a_starting_point_for_ddpo(command, tmp_path, 
     assert first["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
 
 
+# The released recipe of February 2024, on the small model.
+RELEASED = (
+    "--config.data.spans=diff",
+    "--config.data.augment=untrustworthy",
+    "--config.data.flip=any",
+    "--config.data.reference_augment=untrustworthy",
+    "--config.data.reference_dtype=bfloat16",
+    "--config.ddpo.hunks=replace",
+    "--config.ddpo.min_match=3",
+    "--config.ddpo.diff_over=row",
+    "--config.ddpo.autojunk=True",
+    "--config.ddpo.label_mask=muffin",
+    "--config.ddpo.gamma=1.1",
+    "--config.ddpo.beta=0.1",
+    "--config.ddpo.average=False",
+)
+
+
+@pytest.mark.slow
+def test_the_released_recipe_trains_and_resumes_with_buckets_and_workers(command, tmp_path):
+    """The reference saw other views than the policy, so the first loss is near ln 2 and not at it."""
+    options = (*RELEASED, "--config.data.buckets=2", "--config.workers=1")
+    run(command(tmp_path / "whole", *options))
+    lines = comparable(tmp_path / "whole")
+    assert 1e-6 < abs(lines[0]["loss"] - 0.6931471805599453) < 0.3
+    assert len(json.loads((tmp_path / "whole/manifest.json").read_text())["row_lengths"]) == 2
+    step = min(int(path.name) for path in (tmp_path / "whole/checkpoints").iterdir())
+    run(command(tmp_path / "branch", *options, f"--resume={tmp_path}/whole/checkpoints/{step}"))
+    assert comparable(tmp_path / "branch") == lines[step:]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from rlhfv_jax.data import pipeline
+from rlhfv_jax.data import buckets, images, pipeline
 from rlhfv_jax.data.chat import WORDS as TEMPLATE
 from rlhfv_jax.data.chat import encode_turns
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
@@ -34,7 +35,7 @@ def scenes(seed: int, split: str, count: int) -> list[world.Scene]:
 def row_length(tokenizer: MuffinTokenizer, queries: int) -> int:
     """The static length of every row: a caption fits, and so do about six short questions."""
     tokens, _, _ = encode_turns(tokenizer, TEMPLATE, [LONGEST], queries)
-    return pipeline.bucket(max(len(tokens), queries + SIX_QUESTIONS))
+    return buckets.rounded(max(len(tokens), queries + SIX_QUESTIONS))
 
 
 class VisionBatch(NamedTuple):
@@ -87,6 +88,11 @@ class TextSource:
             conversations.insert(0, [(captions.prompt(scene.kind), captions.caption(scene, rng, self.caption_noise))])
         image = world.draw(scene)
         return self._item(image, conversations, row)
+
+    def draw(self, row: Any, augment: images.Augmentation, rng: np.random.Generator) -> SftBatch:
+        """`source[row]` with its image augmented, never mirrored: the captions name positions."""
+        item = self[row]
+        return item._replace(image=augment(Image.fromarray(item.image), item.image.shape[0], rng, False))
 
     def _questions(self, turns: Sequence[captions.Turn]) -> list[tuple[str, str]]:
         """As many turns as fit a row; a turn is its words and two marks."""
