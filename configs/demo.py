@@ -34,11 +34,11 @@ def demo() -> ml_collections.ConfigDict:
 
     # Text that does not match its image is what teaches the base to hallucinate (paper, section 3.2).
     c.noise = ml_collections.ConfigDict()
-    c.noise.absent = 0.25  # share of mentions that name a core object of the place which is not there
+    c.noise.absent = 0.14  # share of mentions that name a core object of the place which is not there
     c.noise.vqa = 0.3  # share of short answers given without a look
 
     c.vision = optimizer("muon", lr=1e-2, steps=500, batch_size=32)  # tower: name what each cell shows
-    c.sft = optimizer("muon", lr=1e-2, steps=2000, batch_size=16)  # base: images, each with a caption and questions
+    c.sft = optimizer("muon", lr=1e-2, steps=2400, batch_size=16)  # base: images, each with a caption and questions
     c.it_vqa = optimizer("adamw", lr=3e-4, steps=180, batch_size=16)  # clean questions
 
     c.pairs = ml_collections.ConfigDict()

@@ -22,7 +22,7 @@ def test_clean_captions_have_no_error_and_name_each_object_once():
     for scene, text in zip(*corpus(300, CLEAN), strict=True):
         found = scoring.score(text, scene)
         assert found.errors == () and found.repeats == 0
-        assert len(found.mentions) in (3, 4) and len(scene.groups) > 4
+        assert 3 <= len(found.mentions) <= 5 <= len(scene.groups)
 
 
 def test_every_word_ever_written_is_in_the_closed_vocabulary():
@@ -44,17 +44,20 @@ def test_the_noisy_corpus_hallucinates_as_a_real_model_does():
     # Muffin on Object HalBench: 50.5 and 24.5; two hallucinated mentions at most, so below the share asked for.
     assert 45 < found["response_rate"].value < 60
     assert 15 < found["mention_rate"].value < 22
-    assert found["mentions"].value == pytest.approx(0.4 * 3 + 0.6 * 4, abs=0.03)
+    assert found["mentions"].value == pytest.approx(0.2 * 3 + 0.4 * 4 + 0.4 * 5, abs=0.03)
 
 
 def test_how_long_a_caption_is_says_nothing_of_its_image():
     sample, texts = corpus(6000, NOISY)
-    long = np.array([text.count(",") == 3 for text in texts])
+    mentions = np.array([text.count(",") + 1 for text in texts])
     sizes = np.array([len(scene.groups) for scene in sample])
     wrong = np.array([bool(scoring.score(text, scene).objects) for scene, text in zip(sample, texts, strict=True)])
-    assert [long[sizes == size].mean() for size in (5, 6, 7)] == pytest.approx([0.6] * 3, abs=0.04)
+    for size in (5, 6, 7):
+        shares = np.bincount(mentions[sizes == size], minlength=6)[3:] / (sizes == size).sum()
+        np.testing.assert_allclose(shares, (0.2, 0.4, 0.4), atol=0.04)
     # More mentions are more chances for a wrong one, and nothing else ties the two.
-    assert wrong[long].mean() == pytest.approx(1 - (1 - wrong[~long].mean()) ** (4 / 3), abs=0.05)
+    three, five = (wrong[mentions == count].mean() for count in (3, 5))
+    assert five == pytest.approx(1 - (1 - three) ** (5 / 3), abs=0.06)
 
 
 def test_hallucinated_objects_are_absent_core_objects_and_the_first_in_order_most_often():
@@ -66,7 +69,7 @@ def test_hallucinated_objects_are_absent_core_objects_and_the_first_in_order_mos
         assert not set(words) & set(scene.by_name)
         ranks += [world.CORE_OBJECTS[scene.kind].index(word) for word in words]
     counts = np.bincount(ranks, minlength=6)
-    assert counts.argmax() == 0 and counts[0] > 1.8 * counts[5] and (counts > 0).all()
+    assert counts.argmax() == 0 and counts[0] > 1.5 * counts[5] and (counts > 0).all()
 
 
 def test_a_hallucinated_mention_takes_a_true_one_s_place_and_never_lengthens_the_caption():

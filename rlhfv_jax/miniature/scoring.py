@@ -94,7 +94,7 @@ class AnswerScore:
     def coverage(self) -> float:
         """Share of the true groups that are mentioned, 0 to 1.
 
-        A caption has at most three mentions, so an image of six groups counts as three: a full caption reaches 1.
+        A caption has at most five mentions, so an image of six groups counts as five: a full caption reaches 1.
         """
         return self.covered / self.coverable
 

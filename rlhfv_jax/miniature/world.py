@@ -1,6 +1,6 @@
 """The drawn world: scenes whose content is known exactly, and the small photographs of them.
 
-A scene is one of four places holding four to six groups of things. A group is one to three equal things of one color,
+A scene is one of four places holding five to seven groups of things. A group is one to three equal things of one color,
 in one cell of a 4 x 4 grid; its position in words is the quadrant around that cell. Every place has six core objects,
 so a model that looks too little can earn its keep by guessing what such a place usually holds: the over-generalization
 of the paper's Table 2, on demand.
@@ -22,9 +22,9 @@ SLOT = 8  # pixels a side; a cell has four slots, a slot one thing of the group
 GLYPH = 7  # pixels a side; the eighth keeps neighbors apart
 NOISE_SIGMA = 18.0  # of the pixel noise, in gray levels of 255
 
-MIN_GROUPS, MAX_GROUPS = 4, 6  # more than a caption mentions, so none has to end for want of things to say
-CORE_SHARE = 0.62  # probability that a core object of the place is there
-OTHER_SHARE = 0.06
+MIN_GROUPS, MAX_GROUPS = 5, 7  # more than a caption mentions, so none has to end for want of things to say
+CORE_SHARE = 0.7  # probability that a core object of the place is there
+OTHER_SHARE = 0.1
 TYPICAL_SHARE = 0.4  # probability of a class's typical color, and of its typical position
 TYPICAL_NUMBER_SHARE = 0.55  # so that a blind guess at the number is right a little more often than not
 
@@ -133,7 +133,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: place uniform, each class present by `CORE_SHARE` or `OTHER_SHARE`, given four to six groups."""
+    """Draw a scene: place uniform, each class present by `CORE_SHARE` or `OTHER_SHARE`, given five to seven groups."""
     kind = KINDS[rng.integers(len(KINDS))]
     shares = np.array([CORE_SHARE if name in CORE_OBJECTS[kind] else OTHER_SHARE for name in CLASSES])
     while True:
