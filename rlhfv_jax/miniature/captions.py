@@ -7,11 +7,12 @@ The noise is section 3.2's first cause of hallucination, text that does not matc
 a core object of the place that is not there, or a true mention gets an attribute wrong, mostly the typical value of
 its class. Both kinds of mistake are what a model that looks too little would guess, so training on them teaches it to.
 
-What a caption says besides its objects must not become a lever, for preference learning pulls every lever it finds.
-- Its length, three to five mentions, is drawn without a look at the image, and every image has more groups than that.
-  A hallucinated mention takes a true one's place, so every wrong one can be corrected by replacement. Where captions
-  end because the true objects run out, ending means that nothing true is left, and a model learns to end, not to look.
-- The place is given by the prompt. A model that has to name it learns to misname it.
+What a caption says besides its objects must not become a lever: both sides of a pair say it alike, so preference
+learning does not hold it in place, and lets it drift.
+- Its length is always four mentions, and every image has more groups than that. A hallucinated mention takes a true
+  one's place, so every wrong one can be corrected by replacement. Where captions may end sooner or later, models
+  come to end sooner, or later, than the base did, and fewer mentions are fewer hallucinations that nobody unlearned.
+- The place is given by the prompt. A model that has to name it comes to misname it.
 """
 
 from __future__ import annotations
@@ -34,8 +35,7 @@ from rlhfv_jax.miniature.world import (
     sample_attributes,
 )
 
-MENTIONS = (3, 4, 5)
-_MENTION_SHARES = (0.2, 0.4, 0.4)
+MENTIONS = 4  # of a caption
 MAX_ABSENT = 2  # hallucinated mentions in a caption
 _ASSUMED_SHARES = (0.5, 0.2, 0.12, 0.08, 0.06, 0.04)  # of the core objects in order, among those that are absent
 QUESTIONS_PER_IMAGE = 9
@@ -102,8 +102,8 @@ def render(kind: str, mentions: Sequence[Sequence[str]]) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator, noise: CaptionNoise = CLEAN) -> str:
-    """Describe a scene in three to five mentions in random order, with `noise`'s share of mistakes."""
-    count = min(int(rng.choice(MENTIONS, p=_MENTION_SHARES)), len(scene.groups))
+    """Describe a scene in four mentions in random order, with `noise`'s share of mistakes."""
+    count = min(MENTIONS, len(scene.groups))
     absent = _assumed(scene, int((rng.random(count) < noise.absent).sum()), rng)
     order = rng.permutation(len(scene.groups))[: count - len(absent)]
     mentions = [_blur(Mention(*scene.groups[index].words), noise, rng) for index in order]

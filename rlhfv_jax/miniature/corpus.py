@@ -19,7 +19,7 @@ from rlhfv_jax.structs import IGNORE, SftBatch
 SPLITS = ("vision", "sft", "it_vqa", "prompts", "dev", "test")
 SIX_QUESTIONS = 40  # tokens with their answers and marks, image borders and <s>
 _MENTION = ("person", "one", "red", "top-left")
-LONGEST = captions.prompt("living room"), captions.render("living room", [_MENTION] * max(captions.MENTIONS))
+LONGEST = captions.prompt("living room"), captions.render("living room", [_MENTION] * captions.MENTIONS)
 
 
 def rng_of(seed: int, split: str, row: int, stream: int = 0) -> np.random.Generator:

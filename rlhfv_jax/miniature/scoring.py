@@ -94,7 +94,7 @@ class AnswerScore:
     def coverage(self) -> float:
         """Share of the true groups that are mentioned, 0 to 1.
 
-        A caption has at most five mentions, so an image of six groups counts as five: a full caption reaches 1.
+        A caption has four mentions, so an image of six groups counts as four: a full caption reaches 1.
         """
         return self.covered / self.coverable
 
@@ -122,8 +122,8 @@ def score(text: str, scene: Scene) -> AnswerScore:
         positions=tuple(errors["position"]),
         places=tuple(Error(claim, (scene.kind,)) for claim in _places(text) if claim.word != scene.kind),
         repeats=len(named) - len(set(named)),
-        covered=min(covered, max(MENTIONS)),
-        coverable=min(len(scene.groups), max(MENTIONS)),
+        covered=min(covered, MENTIONS),
+        coverable=min(len(scene.groups), MENTIONS),
     )
 
 
