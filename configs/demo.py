@@ -34,7 +34,7 @@ def demo() -> ml_collections.ConfigDict:
 
     # Text that does not match its image is what teaches the base to hallucinate (paper, section 3.2).
     c.noise = ml_collections.ConfigDict()
-    c.noise.absent = 0.16  # share of mentions that name a core object of the place which is not there
+    c.noise.absent = 0.18  # share of mentions that name a core object of the place which is not there
     c.noise.vqa = 0.1  # share of short answers given without a look
 
     c.vision = optimizer("muon", lr=1e-2, steps=400, batch_size=32)  # tower: name what each cell shows
