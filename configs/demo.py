@@ -47,9 +47,9 @@ def demo() -> ml_collections.ConfigDict:
     c.pairs.temperature = 1.0
     c.pairs.deletions = False  # take wrong objects out instead of replacing them: teaches a model to stop early
 
-    # β multiplies an averaged score here: 10 is 0.5 times the mean number of scored tokens (about 20), so that the
-    # brake towards the reference is as strong as in DPO on sums. The literal β is the paper's 0.5. Learning rates and
-    # β were chosen on the development split (docs/miniature.md).
+    # β multiplies an averaged score here: 10 is near 0.5 times the mean number of scored tokens (24), so that the
+    # brake towards the reference is about as strong as in DPO on sums. The literal β is the paper's 0.5. Learning rates
+    # and β were chosen on the development split (docs/miniature.md).
     c.ddpo = ml_collections.ConfigDict({"gamma": 5.0, "beta": 10.0, "average": True, "lr": 2e-4})
     c.ddpo_literal = ml_collections.ConfigDict({"gamma": 5.0, "beta": 0.5, "average": True, "lr": 1e-4})
     c.dpo = ml_collections.ConfigDict({"gamma": 1.0, "beta": 0.5, "average": False, "lr": 2e-4})
