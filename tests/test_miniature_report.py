@@ -161,16 +161,16 @@ def test_every_rate_in_the_tables_equals_the_input(details):
     for temperature in ("0.7", "0.0"):
         head, *rows = tables[f"Hallucination by model at T = {temperature}"]
         assert [row[0] for row in rows] == ["Base", "IT-VQA", "DPO", "DDPO", "own idea"]
-        assert len(head) == len(rows[0]) == (11 if temperature == "0.7" else 9)
+        assert len(head) == len(rows[0]) == (12 if temperature == "0.7" else 10)
         for name, row in zip(("base", "it_vqa", "dpo", "ddpo", "own_idea"), rows, strict=True):
             given = details["models"][name]["temperatures"][temperature]
-            for metric, cell in zip(METRICS, row[1:9], strict=True):
+            for metric, cell in zip(METRICS, row[1:10], strict=True):
                 one = given[metric.key]
                 value, low, high = (f"{one[key]:.{metric.digits}f}" for key in ("value", "low", "high"))
                 assert cell == f"{value} {low}–{high}", (name, metric.key)
         if temperature == "0.7":
-            assert [row[9].split()[0] for row in rows] == ["98.7", "99.2", "97.4", "98.4", "97.0"]
-            assert [row[10].split()[0] for row in rows] == ["3.10", "3.00", "1.50", "1.25", "2.00"]
+            assert [row[10].split()[0] for row in rows] == ["98.7", "99.2", "97.4", "98.4", "97.0"]
+            assert [row[11].split()[0] for row in rows] == ["3.10", "3.00", "1.50", "1.25", "2.00"]
 
 
 def test_heads_name_the_columns_they_stand_over(details):
@@ -185,6 +185,7 @@ def test_heads_name_the_columns_they_stand_over(details):
         "Color",
         "Coverage",
         "Mentions",
+        "Repeats",
         "VQA",
         "Over",
     ]
@@ -278,12 +279,16 @@ def test_saying_less_is_not_called_helpful(details):
     claim = "as helpful"
     for one in details["models"].values():
         for given in one["temperatures"].values():
-            given |= {"coverage": interval(70.0), "mentions": interval(4.0, 0.1)}
+            given |= {"coverage": interval(70.0), "mentions": interval(4.0, 0.1), "repeats": interval(0.1, 0.05)}
     assert verdict(details, claim) == "no loss found"
     details["differences"]["ddpo-base"]["coverage"] = interval(5.0)
     assert verdict(details, claim) == "shown"
     details["models"]["ddpo"]["temperatures"]["0.0"]["mentions"] = interval(3.0, 0.1)
     assert verdict(details, claim) == "mixed"
+    details["models"]["ddpo"]["temperatures"]["0.0"]["mentions"] = interval(4.0, 0.1)
+    assert verdict(details, claim) == "shown"
+    details["differences"]["ddpo-base"]["repeats"] = interval(0.3, 0.05)
+    assert verdict(details, claim) == "mixed"  # the same thing twice is no help
 
 
 def test_scaling_says_which_steps_are_noise(details):

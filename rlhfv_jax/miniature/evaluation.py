@@ -19,6 +19,7 @@ METRICS = (
     "color_rate",
     "coverage",
     "mentions",
+    "repeats",
 )
 RESULTS = ("response_rate", "mention_rate", "coverage", "mentions", "vqa", "overgeneralization_delta")
 

@@ -132,7 +132,8 @@ def _results(details: Details) -> Markup:
     reading = (
         "Response rate: answers that name an object that is not there. Mention rate: such mentions of all mentions. "
         "All errors, number, position, color: answers with such an error. Coverage: share of the true objects that are "
-        "named. All in percent but mentions per answer; 95% bootstrap intervals in small type; the best point estimate "
+        "named. Repeats: objects named again, which is no error and covers nothing. All in percent but these and "
+        "mentions per answer; 95% bootstrap intervals in small type; the best point estimate "
         "of a column is underlined, which says nothing about noise (see the claims below)."
     )
     parts = [element("p", reading, class_="note")]

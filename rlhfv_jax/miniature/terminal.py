@@ -27,6 +27,7 @@ _COLUMNS = {
     "all_rate": "all errors",
     "coverage": "coverage",
     "mentions": "mentions",
+    "repeats": "repeats",
     "vqa": "VQA",
     "overgeneralization_delta": "over-gen. Δ",
 }

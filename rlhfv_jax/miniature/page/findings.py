@@ -12,6 +12,7 @@ from rlhfv_jax.miniature.page.readings import (
     COVERAGE,
     MENTIONS,
     OVERGENERALIZATION,
+    REPEATS,
     RESPONSE,
     VQA,
     Details,
@@ -150,21 +151,21 @@ def _verdict(readings: Sequence[str]) -> Verdict:
 
 
 def _helpfulness(details: Details) -> Finding | None:
-    metrics = (COVERAGE, MENTIONS, VQA)
+    metrics = (COVERAGE, MENTIONS, REPEATS, VQA)
     changes = [(one, change) for one in metrics if (change := difference(details, "ddpo", "base", one))]
     if not changes:
         return None
     evidence = list(_evidence(details, "ddpo", "base", metrics))
     lost = [_is_lost(one, change) for one, change in changes]
     for level in temperatures(details)[1:]:
-        evidence += [f"At T = {level}: {line}" for line in _evidence(details, "ddpo", "base", metrics[:2], level)]
-        greedy = [(one, difference(details, "ddpo", "base", one, level)) for one in metrics[:2]]
+        evidence += [f"At T = {level}: {line}" for line in _evidence(details, "ddpo", "base", metrics[:3], level)]
+        greedy = [(one, difference(details, "ddpo", "base", one, level)) for one in metrics[:3]]
         lost += [_is_lost(one, change) for one, change in greedy if change]
     gained = any(one.better and change.reading(one) == "better" for one, change in changes)
     kept: Verdict = "shown" if gained else "no loss found"
     verdict: Verdict = "opposite" if all(lost) else "mixed" if any(lost) else kept
     paper = "Informativeness 33.4 → 40.0 on MMHal-Bench, conversation 89.3 → 93.1 on LLaVA Bench (Table 1)."
-    claim = "The answers stay as helpful: they do not hallucinate less by saying less."
+    claim = "The answers stay as helpful: they do not hallucinate less by saying less, or the same twice."
     return Finding(claim, paper, _pair("base", "ddpo"), verdict, tuple(evidence))
 
 

@@ -30,6 +30,7 @@ RESPONSE = Metric("response_rate", "response rate")
 ALL = Metric("all_rate", "all-error rate")
 COVERAGE = Metric("coverage", "coverage", "higher")
 MENTIONS = Metric("mentions", "mentions per answer", None, 2, "mentions")
+REPEATS = Metric("repeats", "repeats per answer", "lower", 2, "repeats")
 VQA = Metric("vqa", "VQA accuracy", "higher")
 OVERGENERALIZATION = Metric("overgeneralization_delta", "over-generalization Δ", digits=2)
 METRICS = (
@@ -41,6 +42,7 @@ METRICS = (
     Metric("color_rate", "color"),
     COVERAGE,
     MENTIONS,
+    REPEATS,
 )
 """The rates of a table row, in its order."""
 

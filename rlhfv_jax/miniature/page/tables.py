@@ -30,6 +30,7 @@ _HEADS = {
     "color_rate": "Color",
     "coverage": "Coverage",
     "mentions": "Mentions / answer",
+    "repeats": "Repeats / answer",
     "vqa": "VQA accuracy",
     "overgeneralization_delta": "Over-gen. mean Δ",
 }
