@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhfv_jax import checkpoint, refcache, settings, sharding
+from rlhfv_jax import adapters, checkpoint, lora, refcache, settings, sharding
 from rlhfv_jax.data import pipeline, sources, tokenizer_record
 from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
@@ -121,9 +122,36 @@ def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
     if s.init_from == RANDOM:
         init = functools.partial(vlm.init, model)
         return jax.jit(init, out_shardings=sharding.shardings(abstract, mesh))(jax.random.key(s.seed))
-    return checkpoint.restore_params(
-        s.init_from, abstract, mesh, dtype=jnp.float32
-    )  # master weights, whatever is stored
+    return adapters.restore_params(s.init_from, abstract, mesh, jnp.float32)  # master weights, whatever is stored
+
+
+def with_adapters(s: Settings, base: Any) -> Any:
+    """The base with the settings' fresh adapters beside it, or as it is where lora.rank is 0; for jit or eval_shape."""
+    return lora.attach(base, lora.init(base, s.lora, jax.random.key(s.seed))) if s.lora.rank else base
+
+
+def hold_out(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
+    """Pairs to train on and pairs to evaluate on: about `share` of them, chosen by a hash of their ids.
+
+    So a pair stays on its side whatever the order, the seed, and the pairs that come or go beside it.
+    """
+
+    def held(identity: str) -> bool:
+        return int(hashlib.sha256(identity.encode()).hexdigest()[:15], 16) < share * 16**15
+
+    def part(side: bool) -> Pairs:
+        records = [record for record in pairs.records if held(record.id) == side]
+        return dataclasses.replace(
+            pairs, records=records, encoded=[pair for pair in pairs.encoded if held(pair.record.id) == side]
+        )
+
+    parts = part(False), part(True)
+    if not (parts[0].encoded and parts[1].encoded):
+        raise UserError(
+            f"config.eval_share={share} of the {len(pairs.encoded)} pairs of {pairs.path} leaves "
+            f"{len(parts[0].encoded)} to train and {len(parts[1].encoded)} to evaluate on."
+        )
+    return parts
 
 
 def reference_facts(s: Settings, model: vlm.Muffin, tokenizer: MuffinTokenizer, params_digest: str) -> dict[str, Any]:
@@ -150,15 +178,20 @@ def reference_log_probs(
 ) -> np.ndarray:
     """float32[pairs, 2, T-1]: loaded where a cache of exactly these facts exists, else computed and saved.
 
+    A cache given as config.reference_cache is for the pairs of config.data.path, and has to fit.
+
     `params` may be None where only a cached result is acceptable (a resumed run no longer has its initial parameters).
     """
-    cache_key = refcache.key(facts | {"data": sources.digest(pairs.records)})
-    path = folder / f"{cache_key[:16]}.parquet"
+    path = folder / f"{refcache.key(facts | {'data': sources.digest(pairs.records)})[:16]}.parquet"
+    if s.reference_cache and pairs.path == s.data.path:
+        path = Path(s.reference_cache)
+        if not path.exists():
+            raise UserError(f"There is no reference cache at {path}; `python -m rlhfv_jax.reference` writes one.")
     length = pipeline.bucket(pairs.stats.longest_row)
     if path.exists():
-        return refcache.load(path, cache_key, pairs.encoded, length)
+        return refcache.load(path, facts, pairs.encoded, length)
     if params is None:
         raise UserError(f"The reference cache {path} of this run is gone; start a new run in another --workdir.")
     logps = refcache.compute(forward, params, make_source(pairs, s, tokenizer), s.optim.batch_size, mesh)
-    refcache.save(path, cache_key, pairs.encoded, logps)
+    refcache.save(path, facts, pairs.encoded, logps)
     return logps

@@ -6,16 +6,18 @@ key of a config file is a field here and every field has one meaning; a key that
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhfv_jax import optim
+from rlhfv_jax import checkpoint, losses, optim
 from rlhfv_jax.data import images
 from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.lora import Lora
 from rlhfv_jax.models.vlm import MuffinConfig
 
 
@@ -32,13 +34,11 @@ class Data:
     augment: str
 
 
-@dataclass(frozen=True)
-class Ddpo:
-    """The paper's equations 3 and 5."""
+@dataclass(frozen=True, kw_only=True)
+class Ddpo(losses.Preference):
+    """The paper's equations 3 and 5: the loss, and the credit of corrected tokens."""
 
     gamma: float
-    beta: float
-    average: bool
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,15 @@ class Settings:
     seed: int
     data: Data
     ddpo: Ddpo
+    reference_cache: str
     optim: Optim
+    lora: Lora
     mesh: MeshSizes
     log_every: int
     save_every: int
     eval_every: int
+    eval_share: float
+    best: str
     keep: int
 
 
@@ -97,11 +101,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.template": tuple(TEMPLATES),
     "data.too_long": ("error", "drop"),
     "data.augment": tuple(images.AUGMENTATIONS),
+    "ddpo.loss": tuple(losses.LOSSES),
     "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
+    "best": ("", *checkpoint.BEST),
 }
 POSITIVE = ("data.max_length", "ddpo.gamma", "ddpo.beta", "optim.lr", "optim.batch_size", "keep", "log_every")
-NOT_NEGATIVE = ("optim.epochs", "optim.steps", "optim.weight_decay", "save_every", "eval_every")
+NOT_NEGATIVE = (
+    *("ddpo.nll", "optim.epochs", "optim.steps", "optim.weight_decay", "lora.rank", "lora.alpha"),
+    *("save_every", "eval_every"),
+)
 
 
 def from_dict(values: Mapping[str, Any]) -> Settings:
@@ -127,6 +136,10 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
         raise UserError(
             "Give the length of the run as config.optim.epochs or as config.optim.steps; set the other to 0."
         )
+    _check_evaluation(settings)
+    _check_lora(settings)
+    if not 0 <= settings.ddpo.label_smoothing < 0.5:
+        raise UserError(f"config.ddpo.label_smoothing={settings.ddpo.label_smoothing} is a share in [0, 0.5).")
     _check_model(settings.model)
     return settings
 
@@ -136,6 +149,30 @@ def get(settings: Any, key: str) -> Any:
     for name in key.split("."):
         settings = getattr(settings, name)
     return settings
+
+
+def _check_evaluation(s: Settings) -> None:
+    if not 0 <= s.eval_share < 1:
+        raise UserError(f"config.eval_share={s.eval_share} is a share of the pairs, in [0, 1).")
+    if s.eval_share and s.data.eval_path:
+        raise UserError("Evaluate on config.data.eval_path or on config.eval_share of the data, not on both.")
+    if s.best and not (s.eval_share or s.data.eval_path):
+        raise UserError(f"config.best={s.best} needs pairs to evaluate on: config.data.eval_path or config.eval_share.")
+    if s.best and s.task == "sft" and s.best != "eval/loss":
+        raise UserError(f"config.best={s.best} is a metric of preference pairs; config.task=sft has eval/loss.")
+
+
+def _check_lora(s: Settings) -> None:
+    if s.lora.rank and not s.lora.alpha:
+        raise UserError(
+            "config.lora.alpha=0 would switch the adapters off; give a positive one, or config.lora.rank=0."
+        )
+    if s.lora.rank and s.init_from == "random":
+        raise UserError("config.lora.rank needs a checkpoint as config.init_from: a random base is stored nowhere.")
+    try:
+        re.compile(s.lora.targets)
+    except re.error as error:
+        raise UserError(f"config.lora.targets={s.lora.targets!r} is no regular expression: {error}.") from error
 
 
 def _check_model(model: MuffinConfig) -> None:

@@ -29,6 +29,7 @@ FLOOR = {
     "rlhfv_jax.data.tokenizer": 1,
     "rlhfv_jax.miniature.world": 1,
     "rlhfv_jax.checkpoint": 2,
+    "rlhfv_jax.lora": 2,
     "rlhfv_jax.optim": 2,
     "rlhfv_jax.data.chat": 2,
     "rlhfv_jax.models.layers": 2,
@@ -47,6 +48,7 @@ FLOOR = {
     "rlhfv_jax.miniature.oracle": 4,
     "rlhfv_jax.miniature.rates": 4,
     "rlhfv_jax.models.vlm": 4,
+    "rlhfv_jax.adapters": 4,
     "rlhfv_jax.conversion.parts": 4,
     "rlhfv_jax.conversion.table": 4,
     "rlhfv_jax.conversion.tokenizer_files": 4,
@@ -83,6 +85,7 @@ FLOOR = {
     "rlhfv_jax.miniature.seeds": 11,
     "rlhfv_jax.cli": 12,
     "rlhfv_jax.convert": 13,
+    "rlhfv_jax.reference": 13,
     "rlhfv_jax.train": 13,
     "rlhfv_jax.__main__": 14,
 }

@@ -12,11 +12,12 @@ import pytest
 from conftest import shared
 from torch_weights import TINY_MUFFIN, muffin_entries, tiny_muffin, to_torch
 
-from rlhfv_jax import optim, sharding, steps, trees
+from rlhfv_jax import losses, optim, sharding, steps, trees
 from rlhfv_jax.models import vlm
 from rlhfv_jax.structs import IGNORE, PairBatch, SftBatch
 
 B, T, GAMMA = 8, 24, 5.0
+PREFERENCE = losses.Preference(beta=0.5)
 
 
 def pairs(seed=0, length=T) -> PairBatch:
@@ -48,7 +49,7 @@ def setup(config, params, mesh, trainable="full", lr=1e-3, loss=None):
     updater = steps.Updater(optim.adamw(schedule), schedule, optim.trainable_mask(params, trainable))
     placed = jax.device_put(jax.tree.map(jnp.array, params), sharding.shardings(params, mesh))
     state = updater.init(placed)
-    loss = loss or steps.ddpo_loss(model, 0.5, True)
+    loss = loss or steps.preference_loss(model, PREFERENCE)
     return model, state, updater.step(loss, mesh, state)
 
 
@@ -69,7 +70,7 @@ def program(tiny_config, tiny_params):
     mesh = sharding.make_mesh(fsdp=1)
     chex.clear_trace_counter()
     with jax.set_mesh(mesh):
-        loss = chex.assert_max_traces(steps.ddpo_loss(vlm.Muffin(tiny_config), 0.5, True), n=1)
+        loss = chex.assert_max_traces(steps.preference_loss(vlm.Muffin(tiny_config), PREFERENCE), n=1)
         model, _, step = setup(tiny_config, tiny_params, mesh, loss=loss)
         yield mesh, model, lambda: setup(tiny_config, tiny_params, mesh)[1], step
 
@@ -112,7 +113,7 @@ def test_a_step_is_traced_once_a_shape(program):
 
 
 def test_longer_padding_changes_neither_loss_nor_gradients(tiny_config, tiny_params):
-    loss = steps.ddpo_loss(vlm.Muffin(tiny_config), 0.5, True)
+    loss = steps.preference_loss(vlm.Muffin(tiny_config), PREFERENCE)
     gradient = jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))
     short, room = pairs(), ((0, 0), (0, 0), (0, 8))
     longer = short._replace(
@@ -160,11 +161,11 @@ def test_supervised_fine_tuning_learns_an_answer(tiny_config, tiny_params):
     with jax.set_mesh(mesh):
         model = vlm.Muffin(tiny_config)
         _, state, step = setup(tiny_config, tiny_params, mesh, lr=1e-2, loss=steps.sft_loss(model))
-        losses = []
+        values = []
         for _ in range(8):
             state, metrics = step(state, sharding.put(batch, mesh))
-            losses.append(float(metrics["loss"]))
-    assert losses[0] > 4 and losses[-1] < 0.8 * losses[0]
+            values.append(float(metrics["loss"]))
+    assert values[0] > 4 and values[-1] < 0.8 * values[0]
 
 
 # --- the PyTorch reference's golden files: gradients and updates on its own model and pairs ---------------------------
@@ -206,7 +207,7 @@ def golden_pairs(gamma: str) -> PairBatch:
 @cache
 def golden_gradient(average: bool):
     """Jitted (params, batch) -> ((loss, metrics), gradient), without the row that the reference never moves."""
-    loss = steps.ddpo_loss(vlm.Muffin(TINY_MUFFIN), 0.5, average)
+    loss = steps.preference_loss(vlm.Muffin(TINY_MUFFIN), losses.Preference(0.5, average))
 
     def loss_fn(params, batch):
         table = params["llm"]["embed"]["embedding"]
