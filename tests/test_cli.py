@@ -56,7 +56,7 @@ def test_a_bare_name_is_found_from_any_folder(tmp_path, monkeypatch):
     ("arguments", "status", "sentence"),
     [
         ([], 1, "No --config was given. Try --config=ddpo.py"),
-        (["--config=dpo.py"], 2, "no config file 'dpo.py'"),
+        (["--config=kto.py"], 2, "no config file 'kto.py'"),
         (["--config=ddpo.py:nope"], 2, "no preset 'nope'; choose one of rlhfv_paper, mini"),
         (["--config=ddpo.py", "--config.ddpo.gama=3"], 2, "Did you mean config.ddpo.gamma?"),
         (["--config=ddpo.py", "--config.optim.steps=1.5"], 2, "--config.optim.steps=1.5: invalid literal for int()"),
