@@ -93,7 +93,7 @@ def test_targets_choose_kernels_by_path_and_must_match_some(tiny_params):
 
 
 def test_a_target_that_is_frozen_is_refused(adapted):
-    with pytest.raises(UserError, match="which optim.trainable=frozen freezes"):
+    with pytest.raises(UserError, match=r"which optim\.trainable=frozen freezes"):
         optim.trainable_mask(adapted, "frozen")
 
 
