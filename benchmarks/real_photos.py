@@ -109,8 +109,6 @@ def run(config: dict[str, Any], workdir: Path) -> dict[str, Any]:
         "train_accuracy": float(np.mean([line["rewards/accuracies"] for line in last])),
         "held_out_accuracy": evaluations[-1]["eval/rewards/accuracies"],
         "held_out_loss": evaluations[-1]["eval/loss"],
-        "corrected_log_ratio": evaluations[-1]["eval/log_ratios/chosen/corrected"]
-        - evaluations[-1]["eval/log_ratios/rejected/corrected"],
     }
     timeless = [{name: value for name, value in line.items() if name not in metrics.TIMING} for line in lines]
     return figures | {"lines": timeless}

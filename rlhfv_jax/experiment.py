@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from rlhfv_jax import (
     adapters,
     checkpoint,
+    evaluation,
     loop,
     lora,
-    losses,
     optim,
     prepare,
     settings,
@@ -93,7 +93,7 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         loss_fn = steps.preference_loss(job.model, s.ddpo) if ddpo else steps.sft_loss(job.model)
         if s.lora.rank:
             loss_fn = lora.at_scale(loss_fn, s.lora.scale)
-        evaluation = steps.evaluation(loss_fn)
+        measure = steps.evaluation(loss_fn)
         return fit(
             updater,
             loss_fn,
@@ -112,8 +112,8 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             log_every=s.log_every,
             save_every=s.save_every,
             eval_every=s.eval_every,
-            check_first=(lambda metrics: check_reference(metrics, s)) if comparable else None,
-            evaluate=eval_source and (lambda params: evaluate(evaluation, params, eval_source, s, mesh)),
+            check_first=(lambda metrics: evaluation.check_reference(metrics, s)) if comparable else None,
+            evaluate=eval_source and (lambda params: evaluation.evaluate(measure, params, eval_source, s, mesh)),
         )
 
 
@@ -312,32 +312,6 @@ def _facts(job: Job, config: Mapping[str, Any], updater: steps.Updater, state: T
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "command": sys.argv,
     }
-
-
-def check_reference(metrics: Mapping[str, float], s: Settings) -> None:
-    """Before the first update the policy is the reference: rewards are 0, so the loss is known (ln 2 for DDPO).
-
-    Raises UserError on anything else, which is a wrong cache or a wrong model and would be trained towards.
-    """
-    tolerance = 1e-3 if s.dtype == "float32" else 2e-2
-    expected = float(losses.pair_losses(jax.numpy.zeros(1), s.ddpo)[0]) + s.ddpo.nll * metrics["nll/chosen"]
-    off = max(abs(metrics["loss"] - expected), abs(metrics["rewards/chosen"]), abs(metrics["rewards/rejected"]))
-    if not off <= tolerance:
-        raise UserError(
-            f"The policy does not agree with its own reference log-probs before the first update (loss "
-            f"{metrics['loss']:.6f} instead of {expected:.6f}, rewards {metrics['rewards/chosen']:.2e} and "
-            f"{metrics['rewards/rejected']:.2e} instead of 0). Delete the run's reference/ directory and start again."
-        )
-
-
-def evaluate(evaluation: Callable, params: Any, source: Any, s: Settings, mesh: Mesh) -> dict[str, float]:
-    """Means over all rows of the source, as `eval/...`; the sums stay on the device until the last batch."""
-    totals: steps.Totals | None = None
-    for batch in pipeline.ordered_batches(source, s.optim.batch_size):
-        now = evaluation(params, sharding.put(batch, mesh))
-        totals = now if totals is None else jax.tree.map(jax.numpy.add, totals, now)
-    weight, sums = jax.device_get(totals)
-    return {f"eval/{name}": float(total / weight) for name, total in sums.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -122,7 +122,9 @@ def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
     if s.init_from == RANDOM:
         init = functools.partial(vlm.init, model)
         return jax.jit(init, out_shardings=sharding.shardings(abstract, mesh))(jax.random.key(s.seed))
-    return adapters.restore_params(s.init_from, abstract, mesh, jnp.float32)  # master weights, whatever is stored
+    # Weights that train are float32, whatever is stored; a base that does not is kept as it is computed with.
+    dtype = jnp.dtype(s.dtype) if s.lora.rank else jnp.float32
+    return adapters.restore_params(s.init_from, abstract, mesh, dtype)
 
 
 def with_adapters(s: Settings, base: Any) -> Any:

@@ -117,7 +117,7 @@ def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], Totals]:
     def totals(params: Any, batch: Batch) -> Totals:
         _, metrics = loss_fn(params, batch)
         weight = metrics.get("scored_tokens", jnp.sum(batch.valid.astype(jnp.float32)))
-        return Totals(weight, {name: weight * value for name, value in metrics.items()})
+        return Totals(weight, {name: weight * value for name, value in metrics.items() if name != "scored_tokens"})
 
     return jax.jit(totals)
 

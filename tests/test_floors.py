@@ -60,6 +60,7 @@ FLOOR = {
     "rlhfv_jax.settings": 5,
     "rlhfv_jax.steps": 5,
     "rlhfv_jax.miniature.answers": 6,
+    "rlhfv_jax.evaluation": 6,
     "rlhfv_jax.prepare": 6,
     "rlhfv_jax.conversion.to_orbax": 6,
     "rlhfv_jax.conversion.to_torch": 6,

@@ -52,18 +52,18 @@ def test_a_row_holds_each_target_s_log_prob_by_the_model_itself(written, small_r
     assert [row["id"] for row in rows] == [pair.record.id for pair in pairs.encoded]
     assert written.report["pairs"] == len(rows) == 24
     source = prepare.make_source(pairs, s, tokenizer)
-    for i in (0, 17):
-        for name in refcache.SIDES:
-            tokens, labels = (np.asarray(rows[i][f"{name}_{what}"], np.int32) for what in ("tokens", "labels"))
-            hidden, _ = model.apply({"params": params}, jnp.asarray(tokens[None]), source[i].image[None])
-            logits = np.asarray(hidden[0, :-1] @ params["llm"]["head"]["kernel"], np.float64)
-            logits = logits[:, : model.config.llm.vocab_size]
-            expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-            scored = np.flatnonzero(labels != IGNORE)
-            assert (labels[scored] == tokens[scored + 1]).all()
-            found = np.asarray(rows[i][f"{name}_logps"])
-            np.testing.assert_allclose(found[scored], expected[scored, labels[scored]], atol=1e-4)
-            assert set(np.asarray(rows[i][f"{name}_weights"])[scored]) <= {1.0, 5.0}
+    row, image = rows[17], source[17].image[None]
+    for name in refcache.SIDES:
+        tokens, labels = (np.asarray(row[f"{name}_{what}"], np.int32) for what in ("tokens", "labels"))
+        hidden, _ = model.apply({"params": params}, jnp.asarray(tokens[None]), image)
+        logits = np.asarray(hidden[0, :-1] @ params["llm"]["head"]["kernel"], np.float64)
+        logits = logits[:, : model.config.llm.vocab_size]
+        expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        scored = np.flatnonzero(labels != IGNORE)
+        assert (labels[scored] == tokens[scored + 1]).all()
+        found = np.asarray(row[f"{name}_logps"])
+        np.testing.assert_allclose(found[scored], expected[scored, labels[scored]], atol=1e-4)
+        assert set(np.asarray(row[f"{name}_weights"])[scored]) <= {1.0, 5.0}
 
 
 def test_a_run_reuses_the_file_without_running_the_model_and_keeps_its_best_state(

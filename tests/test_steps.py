@@ -106,9 +106,32 @@ def test_a_step_is_traced_once_a_shape(program):
         step(state, sharding.put(pairs(0, T + 8), mesh))
 
 
-def test_longer_padding_changes_neither_loss_nor_gradients(tiny_config, tiny_params):
+@pytest.fixture(scope="module")
+def gradient(tiny_config):
+    """Jitted (params, batch) -> loss and the gradient of every parameter."""
     loss = steps.preference_loss(vlm.Muffin(tiny_config), PREFERENCE)
-    gradient = jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))
+    return jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))
+
+
+@pytest.mark.parametrize("name", optim.FROZEN)
+def test_of_each_mask_trained_groups_have_gradients_and_frozen_ones_neither_gradients_nor_moments(
+    gradient, tiny_params, name
+):
+    """The program differentiates the tree that `split` leaves: frozen leaves are not zero there, they are absent."""
+    mask = optim.trainable_mask(tiny_params, name)
+    trains = {path for path, keep in trees.paths(mask) if keep}
+    assert {path for path, _ in trees.paths(trees.split(tiny_params, mask)[0])} == trains
+    _, grads = gradient(tiny_params, pairs())
+    unseen = {"tower/positions/A", "tower/positions/B"}  # tables with rows that nothing reads
+    for path, leaf in trees.paths(trees.split(grads, mask)[0]):
+        assert path in unseen or np.abs(np.asarray(leaf)).max() > 0, path
+    state = steps.Updater(optim.adamw(1e-3), lambda _: jnp.float32(0), mask).init(tiny_params)
+    for moment in ("/mu/", "/nu/"):
+        found = {path.partition(moment)[2] for path, _ in trees.paths(state.opt_state) if moment in path}
+        assert found == trains
+
+
+def test_longer_padding_changes_neither_loss_nor_gradients(gradient, tiny_params):
     short, room = pairs(), ((0, 0), (0, 0), (0, 8))
     longer = short._replace(
         tokens=np.pad(short.tokens, room, constant_values=99),
