@@ -114,7 +114,8 @@ def trained(tiny_config, tiny_params):
     """Two updates of adapters on every matrix of the language model, on eight devices; the states before and after."""
     wanted = Lora(4, 8.0, r"llm/layers/(attention/[qkvo]|mlp/(gate|up|down))/")
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
-    params = lora.attach(tiny_params, lora.init(tiny_params, wanted, jax.random.key(0)))
+    base = jax.tree.map(jnp.array, tiny_params)  # the step donates what it is given
+    params = lora.attach(base, lora.init(base, wanted, jax.random.key(0)))
     updater = steps.Updater(optim.adamw(1e-2), lambda _: jnp.float32(1e-2), optim.trainable_mask(params, "frozen_A"))
     with jax.set_mesh(mesh):
         where = sharding.shardings(jax.eval_shape(updater.init, params), mesh)

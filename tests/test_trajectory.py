@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_steps import PREFERENCE, pairs
@@ -26,7 +27,8 @@ def follow(config, params) -> dict[str, list[float]]:
     updater = steps.Updater(optim.adamw(schedule), schedule, optim.trainable_mask(params, "frozen_A"))
     mesh = sharding.make_mesh(fsdp=1)
     with jax.set_mesh(mesh):
-        params = jax.device_put(params, sharding.shardings(params, mesh))
+        copies = jax.tree.map(jnp.array, params)  # the step donates what it is given
+        params = jax.device_put(copies, sharding.shardings(params, mesh))
         reference = steps.reference(model)
         batches = [sharding.put(pairs(seed), mesh) for seed in range(8)]
         batches = [batch._replace(ref_logps=reference(params, batch)) for batch in batches]
@@ -45,8 +47,8 @@ def test_fifty_steps_follow_the_committed_trajectory(tiny_config, tiny_params):
     assert committed["loss"][0] == pytest.approx(np.log(2), abs=1e-6) and committed["loss"][-1] < 0.6
     for name in ("loss", "grad_norm"):
         difference = np.array(found[name]) - np.array(committed[name])
-        assert np.abs(difference).max() < 1e-3, name
-        assert abs(difference.mean()) < 1e-4, name
+        assert np.abs(difference).max() < 1e-4, name  # weights off by 1e-6 move it by 4e-6
+        assert abs(difference.mean()) < 1e-5, name
 
 
 if __name__ == "__main__":
