@@ -29,12 +29,18 @@ def batch_log_probs(model: vlm.Muffin, params: Any, batch: Batch) -> jax.Array:
     return rearrange(logps, "(b g) t -> b g t", g=batch.tokens.shape[1])
 
 
+def attended(batch: Batch) -> jax.Array:
+    """int32[], the tokens of the valid rows, prompts and image tokens included: what throughput is measured in."""
+    return jnp.sum(batch.lengths * batch.valid[:, None])
+
+
 def preference_loss(model: vlm.Muffin, preference: losses.Preference) -> LossFn:
     """The loss function of Dense DPO and its family over a PairBatch; β and its like are constants of the program."""
 
     def loss_fn(params: Any, batch: PairBatch) -> tuple[jax.Array, losses.Metrics]:
         logps = batch_log_probs(model, params, batch)
-        return losses.preference(logps, batch.ref_logps, batch.weights, batch.valid, preference)
+        loss, metrics = losses.preference(logps, batch.ref_logps, batch.weights, batch.valid, preference)
+        return loss, metrics | {"tokens": attended(batch)}
 
     return loss_fn
 
@@ -43,7 +49,8 @@ def sft_loss(model: vlm.Muffin) -> LossFn:
     """The loss function of supervised fine-tuning over an SftBatch."""
 
     def loss_fn(params: Any, batch: SftBatch) -> tuple[jax.Array, losses.Metrics]:
-        return losses.sft(batch_log_probs(model, params, batch), batch.weights, batch.valid)
+        loss, metrics = losses.sft(batch_log_probs(model, params, batch), batch.weights, batch.valid)
+        return loss, metrics | {"tokens": attended(batch)}
 
     return loss_fn
 
@@ -78,16 +85,14 @@ class Updater:
     def step(self, loss_fn: LossFn, mesh: Mesh, state: TrainState) -> Step:
         """The jitted update; it donates the state it is given. `state` may be abstract: only its shapes are read.
 
-        Adds to the metrics: grad_norm (before clipping), lr, and tokens, the attended tokens of the valid pairs.
+        Adds to the metrics: grad_norm (before clipping) and lr.
         """
 
         def update(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Metrics]:
             trainable, frozen = trees.split(state.params, self.mask)
             gradient = jax.grad(lambda p: loss_fn(trees.join(p, frozen), batch), has_aux=True)
             grads, metrics = gradient(trainable)
-            tokens = jnp.sum(batch.lengths * batch.valid[:, None])
             metrics |= {"grad_norm": optim.global_norm(grads), "lr": jnp.asarray(self.schedule(state.step))}
-            metrics["tokens"] = tokens
             updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
             params = trees.join(optax.apply_updates(trainable, updates), frozen)
             return TrainState(state.step + 1, params, opt_state), metrics
@@ -99,6 +104,9 @@ class Updater:
             out_shardings=(where, None),
             donate_argnums=0,
         )
+
+
+COUNTS = ("tokens", "scored_tokens")  # of a batch; their means over batches say nothing
 
 
 class Totals(NamedTuple):
@@ -117,7 +125,7 @@ def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], Totals]:
     def totals(params: Any, batch: Batch) -> Totals:
         _, metrics = loss_fn(params, batch)
         weight = metrics.get("scored_tokens", jnp.sum(batch.valid.astype(jnp.float32)))
-        return Totals(weight, {name: weight * value for name, value in metrics.items() if name != "scored_tokens"})
+        return Totals(weight, {name: weight * value for name, value in metrics.items() if name not in COUNTS})
 
     return jax.jit(totals)
 
