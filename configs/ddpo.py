@@ -39,7 +39,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # .parquet (published schema), .jsonl, .json, Muffin's .tsv, or the folder of a TFDS build
-    c.data.eval_path = ""  # pairs to evaluate on, optional
+    c.data.eval_path = ""  # rows of the same kind to evaluate on, optional
     c.data.records = "pairs"  # what path holds; "questions": answered questions, for task=sft
     c.data.origins = ""  # only rows of these origin_dataset values, as "VQAv2,GQA"; empty: all
     c.data.count = 0  # only the first rows of these; 0: all (the paper had 1.4k pairs, the published set has grown)
@@ -96,7 +96,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.log_every = 10  # steps between host syncs; every step gets its line in metrics.jsonl
     c.save_every = 100
     c.eval_every = 0  # 0: only at the end
-    c.eval_share = 0.0  # share of data.path's pairs held out to evaluate on, by a hash of their ids; our choice
+    c.eval_share = 0.0  # share of data.path's rows held out to evaluate on, by a hash of their ids; our choice
     c.best = ""  # also keep the checkpoint that is best by this, as "eval/rewards/accuracies", in best/; our choice
     c.keep = 2  # checkpoints
     return c

@@ -250,7 +250,8 @@ def _starting_point(workdir: Path, resume: str, config: Mapping[str, Any]) -> Pa
         if checkpoint.exists(workdir):
             raise UserError(f"{workdir} already holds a run; --resume={resume} needs an unused --workdir.")
         found = checkpoint.find(resume)
-        shutil.copytree(found.parents[1] / "reference", workdir / "reference", dirs_exist_ok=True)
+        if (reference := found.parents[1] / "reference").is_dir():  # not where the log-probs were given, or not needed
+            shutil.copytree(reference, workdir / "reference", dirs_exist_ok=True)
         return found
     if not checkpoint.exists(workdir):
         return None
@@ -287,7 +288,10 @@ def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> 
     if start is None:
         digest = trees.digest(base)
     else:
-        digest = _read_json(start.parents[1] / "manifest.json")["reference"]["params"]
+        before = _read_json(start.parents[1] / "manifest.json").get("reference")
+        if before is None:
+            raise UserError(f"{start} is of a run without a reference; start from it with config.init_from instead.")
+        digest = before["params"]
     facts["reference"] = prepare.reference_facts(s, job.model, job.tokenizer, digest)
     forward = steps.reference(prepare.reference_model(s, job.model))
     params = base if start is None or s.lora.rank else None

@@ -169,8 +169,8 @@ def with_adapters(s: Settings, base: Any) -> Any:
 def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
     """Rows to train on and rows to evaluate on: about `share` of them, chosen by a hash of their ids.
 
-    So a row stays on its side whatever the order, the seed, and the rows that come or go beside it. Both parts keep the
-    statistics of the whole, but for the number of rows.
+    So a row stays on its side whatever the order, the seed, and the rows that come or go beside it. Number and lengths
+    of rows are each part's own; what else encoding found (`EncodingStats`) is said of the whole file in both.
     """
 
     def held(identity: str) -> bool:
@@ -179,7 +179,9 @@ def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
     def part(side: bool) -> Rows:
         records: Any = [record for record in rows.records if held(record.id) == side]
         encoded: Any = [row for row in rows.encoded if held(row.record.id) == side]
-        return Rows(rows.path, records, encoded, dataclasses.replace(rows.stats, pairs=len(encoded)))
+        longest = max((row.longest for row in encoded), default=0)
+        stats = dataclasses.replace(rows.stats, pairs=len(encoded), longest_row=longest)
+        return Rows(rows.path, records, encoded, stats)
 
     parts = part(False), part(True)
     if not (parts[0].encoded and parts[1].encoded):

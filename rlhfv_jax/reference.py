@@ -52,10 +52,11 @@ def write(config: dict[str, Any], out: Path) -> dict[str, Any]:
     """Writes the file for the pairs of `config.data.path`, held-out ones included; returns what was done."""
     started = time.perf_counter()
     neutral = {"task": "ddpo", "data": config["data"] | {"eval_path": ""}, "eval_share": 0.0, "best": ""}
-    job = experiment.prepare_job(settings.from_dict(config | neutral))
-    s, encoded = job.settings, typing.cast(Sequence[EncodedPair], job.rows.encoded)
+    s = settings.from_dict(config | neutral)
     if s.data.reference == "stored":
         raise UserError("config.data.reference=stored takes log-probs from the data; there is nothing to compute.")
+    job = experiment.prepare_job(s)
+    encoded = typing.cast(Sequence[EncodedPair], job.rows.encoded)
     with jax.set_mesh(job.mesh):
         params = prepare.init_params(s, job.model, job.mesh)
         facts = prepare.reference_facts(s, job.model, job.tokenizer, trees.digest(params))

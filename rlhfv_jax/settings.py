@@ -196,11 +196,11 @@ def _check_rows(s: Settings) -> None:
 
 def _check_evaluation(s: Settings) -> None:
     if not 0 <= s.eval_share < 1:
-        raise UserError(f"config.eval_share={s.eval_share} is a share of the pairs, in [0, 1).")
+        raise UserError(f"config.eval_share={s.eval_share} is a share of the rows, in [0, 1).")
     if s.eval_share and s.data.eval_path:
         raise UserError("Evaluate on config.data.eval_path or on config.eval_share of the data, not on both.")
     if s.best and not (s.eval_share or s.data.eval_path):
-        raise UserError(f"config.best={s.best} needs pairs to evaluate on: config.data.eval_path or config.eval_share.")
+        raise UserError(f"config.best={s.best} needs rows to evaluate on: config.data.eval_path or config.eval_share.")
     if s.best and s.task == "sft" and s.best != "eval/loss":
         raise UserError(f"config.best={s.best} is a metric of preference pairs; config.task=sft has eval/loss.")
 

@@ -1,5 +1,6 @@
 """The program `reference`, and runs that use what it wrote."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import SMALL_RUN, shared
 
-from rlhfv_jax import checkpoint, experiment, metrics, prepare, refcache, settings
-from rlhfv_jax.data import sources
+from rlhfv_jax import checkpoint, experiment, metrics, prepare, refcache, settings, trees
+from rlhfv_jax.data import buckets, sources
 from rlhfv_jax.data.records import SIDES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import vlm
@@ -77,7 +78,7 @@ def test_a_run_reuses_the_file_without_running_the_model_and_keeps_its_best_stat
 
     monkeypatch.setattr(refcache, "compute", never)
     changes = {"reference_cache": str(written.file), "eval_share": 0.25, "eval_every": 2, "best": "eval/loss"}
-    experiment.train(small_run(changes), tmp_path / "run")
+    state = experiment.train(small_run(changes), tmp_path / "run")
     lines = metrics.read(tmp_path / "run/metrics.jsonl")
     assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert lines[0]["tokens"] > 0 and lines[0]["tokens_per_second"] > 0
@@ -88,6 +89,8 @@ def test_a_run_reuses_the_file_without_running_the_model_and_keeps_its_best_stat
     assert checkpoint.read_meta(tmp_path / "run/best")["best"] == {"eval/loss": evaluated[best]}
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["data"]["rows"] + manifest["eval_data"]["rows"] == 24 and manifest["eval_data"]["rows"] > 0
+    branch = experiment.train(small_run(changes), tmp_path / "branch", resume=str(tmp_path / "run"))
+    assert trees.digest(branch.params) == trees.digest(state.params)
 
 
 def test_a_file_of_other_weights_is_refused_naming_them(written, small_run, tmp_path):
@@ -97,6 +100,25 @@ def test_a_file_of_other_weights_is_refused_naming_them(written, small_run, tmp_
     assert not (tmp_path / "run/checkpoints").exists()
     with pytest.raises(UserError, match=r"no reference cache at .*missing\.parquet"):
         experiment.train(small_run({"reference_cache": str(tmp_path / "missing.parquet")}), tmp_path / "run")
+
+
+def test_a_file_is_of_one_view_of_the_images_and_one_dtype(written, small_run):
+    refused = {"data.reference_augment": ("crop", "image_transform"), "data.reference_dtype": ("bfloat16", "dtype")}
+    for change, (value, fact) in {"dtype": ("float32", ""), **refused}.items():
+        s = settings.from_dict(small_run({change: value}))
+        tokenizer = prepare.load_tokenizer(s)
+        rows = prepare.load_rows(s.data.path, s, tokenizer)
+        facts = prepare.reference_facts(
+            s, prepare.build_model(s, tokenizer), tokenizer, written.report["parameters_digest"]
+        )
+        with pytest.raises(UserError, match=rf"something else: {fact} \(") if fact else contextlib.nullcontext():
+            refcache.load(written.file, facts, rows.encoded, buckets.rounded(rows.stats.longest_row))
+
+
+def test_stored_log_probs_and_questions_leave_nothing_to_compute(tmp_path):
+    for change, words in (("reference=stored", "nothing to compute"), ("records=questions", "has no pairs")):
+        result = program("--config=ddpo.py:mini", f"--config.data.{change}", f"--out={tmp_path / 'out.parquet'}")
+        assert result.returncode == 1 and words in result.stderr
 
 
 @pytest.mark.slow
