@@ -39,7 +39,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.path = ""  # .parquet (published schema), .jsonl, .json, Muffin's .tsv, or the folder of a TFDS build
-    c.data.eval_path = ""  # pairs to evaluate on, optional
+    c.data.eval_path = ""  # rows of the same kind to evaluate on, optional
     c.data.records = "pairs"  # what path holds; "questions": answered questions, for task=sft
     c.data.origins = ""  # only rows of these origin_dataset values, as "VQAv2,GQA"; empty: all
     c.data.count = 0  # only the first rows of these; 0: all (the paper had 1.4k pairs, the published set has grown)
@@ -59,12 +59,17 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.ddpo.gamma = 5.0  # weight of corrected tokens, section 4.1
     c.ddpo.beta = 0.5  # section 4.1
     c.ddpo.average = True  # divide a response's score by the sum of its weights, equation 5
+    c.ddpo.loss = "sigmoid"  # equation 3; or "ipo", "hinge": this and the next three are our options, docs/losses.md
+    c.ddpo.label_smoothing = 0.0  # share of pairs whose answers are thought to be swapped
+    c.ddpo.reference_free = False  # without the reference's log-probs
+    c.ddpo.nll = 0.0  # weight of the chosen answer's negative log-likelihood per token
     c.ddpo.hunks = "all"  # "corrected segments", section 3.1: insertions and deletions too; "replace": released script
     c.ddpo.min_match = 1  # equal runs shorter than this count as corrected; 3: released script
     c.ddpo.unit = "token"  # what is compared: token, word, or span (the annotator's segments and nothing else)
     c.ddpo.diff_over = "response"  # "row": prompt and tail too, released script
     c.ddpo.autojunk = False  # difflib's frequency rule; True: released script
     c.ddpo.label_mask = "answer"  # y of section 3.1 and one end of turn; "muffin": some of the prompt too, released
+    c.reference_cache = ""  # a file that `reference` wrote for this data and init_from; empty: computed at the start
 
     c.optim = ml_collections.ConfigDict()
     c.optim.name = "adamw"  # or "muon", for small models from random weights
@@ -80,12 +85,19 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.optim.clip = 1.0  # global gradient norm
     c.optim.trainable = "frozen_A"  # full, frozen_A (BEiT-3's image branch fixed), frozen (tower fixed), lm_only
 
+    c.lora = ml_collections.ConfigDict()  # our choice throughout: the paper and the release train whole matrices
+    c.lora.rank = 0  # 0: no adapters, the parameters themselves train
+    c.lora.alpha = 16.0  # adapters count alpha / rank times
+    c.lora.targets = r"llm/layers/(attention/[qkvo]|mlp/(gate|up|down))/"  # searched for in the paths of the kernels
+
     c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all devices that are left
 
     c.workers = 0  # processes that decode images; 0: threads. Our choice
     c.log_every = 10  # steps between host syncs; every step gets its line in metrics.jsonl
     c.save_every = 100
     c.eval_every = 0  # 0: only at the end
+    c.eval_share = 0.0  # share of data.path's rows held out to evaluate on, by a hash of their ids; our choice
+    c.best = ""  # also keep the checkpoint that is best by this, as "eval/rewards/accuracies", in best/; our choice
     c.keep = 2  # checkpoints
     return c
 

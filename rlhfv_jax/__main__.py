@@ -6,6 +6,7 @@ import sys
 
 PROGRAMS = {
     "train": "train with DDPO or supervised fine-tuning",
+    "reference": "compute the reference's log-probs of preference pairs",
     "convert": "convert weights from PyTorch to Orbax and back",
     "inspect": "show a data set as the loss sees it",
 }

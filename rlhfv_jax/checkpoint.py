@@ -4,7 +4,7 @@ A run's `checkpoints/<step>/` holds `params`, `opt_state` and `meta` (model size
 here is silently partial: an entry that is missing, extra or of another shape or dtype is an error naming it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,14 @@ from jax.sharding import Mesh
 from rlhfv_jax import sharding, trees
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import TrainState
+
+# Metrics of an evaluation that can choose a run's best checkpoint, and whether more of them is better.
+BEST = {
+    "eval/loss": False,
+    "eval/nll/chosen": False,
+    "eval/rewards/accuracies": True,
+    "eval/rewards/margins": True,
+}
 
 
 class Checkpoints:
@@ -49,6 +57,23 @@ class Checkpoints:
                 f"The checkpoint of step {int(state.step)} was not written: {self.folder} already holds step "
                 f"{self.latest()}."
             )
+
+
+class Best:
+    """The state with the best value of one metric of BEST so far, in a directory of its own."""
+
+    def __init__(self, folder: Path, metric: str):
+        self._folder, self._metric = folder, metric
+        # A run that continues starts from what it had found before.
+        self._value = read_meta(folder)["best"][metric] if exists(folder) else None
+
+    def offer(self, state: TrainState, values: Mapping[str, float], meta: Mapping[str, Any]) -> None:
+        """Saves the state where the metric is better than ever before; returns when it is on disk."""
+        value = float(values[self._metric])
+        if self._value is None or (value > self._value if BEST[self._metric] else value < self._value):
+            self._value = value
+            with Checkpoints(self._folder, keep=1) as checkpoints:
+                checkpoints.save(state, {**meta, "best": {self._metric: value}})
 
 
 def find(path: str | Path) -> Path:

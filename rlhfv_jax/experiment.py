@@ -13,10 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from rlhfv_jax import checkpoint, loop, optim, prepare, settings, sharding, steps, trees
+from rlhfv_jax import (
+    adapters,
+    checkpoint,
+    evaluation,
+    loop,
+    lora,
+    optim,
+    prepare,
+    settings,
+    sharding,
+    steps,
+    trees,
+)
 from rlhfv_jax.data import images, pipeline
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.errors import UserError
@@ -46,7 +57,6 @@ class Job:
     """What a run is made of before it has a state."""
 
     settings: Settings
-    workdir: Path
     mesh: Mesh
     tokenizer: MuffinTokenizer
     model: vlm.Muffin
@@ -62,20 +72,26 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
     "auto" continues a run found there, "never" refuses to, anything else is a checkpoint to start from.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    job = _prepare(settings.from_dict(config), workdir)
+    job = prepare_job(settings.from_dict(config))
     start = _starting_point(workdir, resume, config)
     s, mesh = job.settings, job.mesh
     with jax.set_mesh(mesh):
-        abstract = prepare.abstract_params(job.model)
-        updater = make_updater(s.optim, abstract, job.total_steps)
-        state = initial_state(updater, abstract, lambda: prepare.init_params(s, job.model, mesh), start, mesh)
-        source, eval_source, manifest = _sources(job, state, start)
-        manifest |= _facts(job, config, updater)
+        updater = make_updater(s.optim, abstract_params(job), job.total_steps)
+        meta = prepare.checkpoint_meta(job.model, job.tokenizer, s.data.template)
+        if s.lora.rank:
+            meta["lora"] = adapters.record(s.init_from, s.lora)
+            _check_same_base(start, meta)
+        state = _state(job, updater, start)
+        updater.check(state, mesh)
+        source, eval_source, manifest = _sources(job, workdir, state, start)
+        manifest |= _facts(job, config, updater, state)
         write_json(workdir / "config.json", config)
         write_json(workdir / "manifest.json", manifest)
         ddpo = s.task == "ddpo"
-        loss_fn = steps.ddpo_loss(job.model, s.ddpo.beta, s.ddpo.average) if ddpo else steps.sft_loss(job.model)
-        evaluation = steps.evaluation(loss_fn)
+        loss_fn = steps.preference_loss(job.model, s.ddpo) if ddpo else steps.sft_loss(job.model)
+        if s.lora.rank:
+            loss_fn = lora.at_scale(loss_fn, s.lora.scale)
+        measure = steps.evaluation(loss_fn)
         return fit(
             updater,
             loss_fn,
@@ -83,19 +99,21 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             source,
             mesh,
             workdir,
-            prepare.checkpoint_meta(job.model, job.tokenizer, s.data.template),
+            meta,
             total_steps=job.total_steps,
             batch_size=s.optim.batch_size,
             seed=s.seed,
             keep=s.keep,
+            best=s.best,
+            stored=_without_base if s.lora.rank else None,
             augment=s.data.augment,
             bounds=job.rows.bounds(s.data.buckets),
             workers=s.workers,
             log_every=s.log_every,
             save_every=s.save_every,
             eval_every=s.eval_every,
-            check_first=(lambda metrics: check_reference(metrics, s.dtype)) if ddpo and prepare.comparable(s) else None,
-            evaluate=eval_source and (lambda params: evaluate(evaluation, params, eval_source, s, mesh)),
+            check_first=(lambda metrics: evaluation.check_reference(metrics, s)) if prepare.comparable(s) else None,
+            evaluate=eval_source and (lambda params: evaluation.evaluate(measure, params, eval_source, s, mesh)),
         )
 
 
@@ -112,6 +130,8 @@ def fit(
     batch_size: int,
     seed: int,
     keep: int = 1,
+    best: str = "",
+    stored: Callable[[TrainState], TrainState] | None = None,
     augment: str = "none",
     bounds: Sequence[int] = (),
     workers: int = 0,
@@ -120,7 +140,9 @@ def fit(
     """Trains up to `total_steps` on shuffled batches of the source, with metrics and checkpoints in `workdir`.
 
     Call within `jax.set_mesh(mesh)`. `augment` names one of `images.AUGMENTATIONS`, `bounds` and `workers` are those
-    of `pipeline.train_batches`; `loop_options` go to `loop.train`.
+    of `pipeline.train_batches`; `loop_options` go to `loop.train`. With `best`, a metric of `checkpoint.BEST`, the
+    state that is best by it is kept in `workdir`/best. `stored` gives what checkpoints hold of a state, where that is
+    not all of it.
     """
     start = int(state.step)
     batches = pipeline.train_batches(
@@ -135,15 +157,18 @@ def fit(
         workers=workers,
     )
     writer = MetricsWriter(workdir, start)
+    keeper = checkpoint.Best(workdir / "best", best) if best else None
+    stored = stored or (lambda state: state)
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
         state = loop.train(
             state,
             updater.step(loss_fn, mesh, state),
             (sharding.put(batch, mesh) for batch in batches),
             writer,
-            lambda state: checkpoints.save(state, meta),
+            lambda state: checkpoints.save(stored(state), meta),
             steps=total_steps,
             pairs_per_step=batch_size,
+            evaluated=None if keeper is None else lambda state, values: keeper.offer(stored(state), values, meta),
             **loop_options,
         )
     writer.close()
@@ -171,7 +196,41 @@ def initial_state(
     return checkpoint.restore(start, jax.eval_shape(updater.init, abstract_params), mesh)
 
 
-def _prepare(s: Settings, workdir: Path) -> Job:
+def abstract_params(job: Job) -> Any:
+    """Shapes and dtypes of everything in the run's parameters, adapters included."""
+    base = prepare.abstract_params(job.model)
+    return jax.eval_shape(lambda base: prepare.with_adapters(job.settings, base), base)
+
+
+def _state(job: Job, updater: steps.Updater, start: Path | None) -> TrainState:
+    """The run's initial state; a LoRA run's checkpoint holds its adapters alone, so its base is read beside it."""
+    s, mesh, abstract = job.settings, job.mesh, abstract_params(job)
+
+    def init() -> Any:
+        return prepare.init_params(s, job.model, mesh)
+
+    if not s.lora.rank:
+        return initial_state(updater, abstract, init, start, mesh)
+    if start is None:
+        place = jax.jit(lambda base: prepare.with_adapters(s, base), out_shardings=sharding.shardings(abstract, mesh))
+        return initial_state(updater, abstract, lambda: place(init()), start, mesh)
+    state = checkpoint.restore(start, _without_base(jax.eval_shape(updater.init, abstract)), mesh)
+    return state._replace(params=lora.attach(init(), state.params))
+
+
+def _without_base(state: TrainState) -> TrainState:
+    return state._replace(params=lora.adapters_of(state.params))
+
+
+def _check_same_base(start: Path | None, meta: Mapping[str, Any]) -> None:
+    """Raises UserError where the adapters of `start` were trained on other parameters than this run's base."""
+    before = checkpoint.read_meta(start).get("lora", {}) if start else meta["lora"]
+    if before.get("base_digest") != meta["lora"]["base_digest"]:
+        raise UserError(f"{start} belongs to another base than {meta['lora']['base']}, or its base has changed.")
+
+
+def prepare_job(s: Settings) -> Job:
+    """Reads and checks everything that a run needs before it has a state."""
     prepare.check_inputs(s)
     mesh = sharding.make_mesh(s.mesh.data, s.mesh.fsdp, s.mesh.tensor)
     sharding.check_batch_size(s.optim.batch_size, mesh)
@@ -179,8 +238,10 @@ def _prepare(s: Settings, workdir: Path) -> Job:
     model = prepare.build_model(s, tokenizer)
     rows = prepare.load_rows(s.data.path, s, tokenizer, selected=True)
     eval_rows = prepare.load_rows(s.data.eval_path, s, tokenizer) if s.data.eval_path else None
+    if s.eval_share:
+        rows, eval_rows = prepare.hold_out(rows, s.eval_share)
     total = s.optim.steps or math.ceil(s.optim.epochs * len(rows.encoded) / s.optim.batch_size)
-    return Job(s, workdir, mesh, tokenizer, model, rows, eval_rows, total)
+    return Job(s, mesh, tokenizer, model, rows, eval_rows, total)
 
 
 def _starting_point(workdir: Path, resume: str, config: Mapping[str, Any]) -> Path | None:
@@ -189,7 +250,8 @@ def _starting_point(workdir: Path, resume: str, config: Mapping[str, Any]) -> Pa
         if checkpoint.exists(workdir):
             raise UserError(f"{workdir} already holds a run; --resume={resume} needs an unused --workdir.")
         found = checkpoint.find(resume)
-        shutil.copytree(found.parents[1] / "reference", workdir / "reference", dirs_exist_ok=True)
+        if (reference := found.parents[1] / "reference").is_dir():  # not where the log-probs were given, or not needed
+            shutil.copytree(reference, workdir / "reference", dirs_exist_ok=True)
         return found
     if not checkpoint.exists(workdir):
         return None
@@ -212,74 +274,50 @@ def check_same_config(workdir: Path, config: Mapping[str, Any], free: Sequence[s
         )
 
 
-def _sources(job: Job, state: TrainState, start: Path | None) -> tuple[Any, Any, dict[str, Any]]:
+def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> tuple[Any, Any, dict[str, Any]]:
     """Sources for training and evaluation, with reference log-probs for DDPO, and what the manifest says of them."""
     s = job.settings
     row_sets = [job.rows] if job.eval_rows is None else [job.rows, job.eval_rows]
     facts: dict[str, Any] = {"data": job.rows.facts()}
     if job.eval_rows is not None:
         facts["eval_data"] = job.eval_rows.facts()
-    if s.task == "sft":
+    if s.task == "sft" or s.ddpo.reference_free:
         examples = [prepare.make_source(rows, s, job.tokenizer) for rows in row_sets]
         return examples[0], examples[1] if job.eval_rows else None, facts
+    base = lora.base_of(state.params)  # without adapters the whole
     if start is None:
-        digest = trees.digest(state.params)
+        digest = trees.digest(base)
     else:
-        digest = _read_json(start.parents[1] / "manifest.json")["reference"]["params"]
+        before = _read_json(start.parents[1] / "manifest.json").get("reference")
+        if before is None:
+            raise UserError(f"{start} is of a run without a reference; start from it with config.init_from instead.")
+        digest = before["params"]
     facts["reference"] = prepare.reference_facts(s, job.model, job.tokenizer, digest)
     forward = steps.reference(prepare.reference_model(s, job.model))
-    params = state.params if start is None else None
+    params = base if start is None or s.lora.rank else None
     built = []
     for pairs in row_sets:
         logps = prepare.reference_log_probs(
-            pairs, s, job.tokenizer, facts["reference"], job.workdir / "reference", job.mesh, forward, params
+            pairs, s, job.tokenizer, facts["reference"], workdir / "reference", job.mesh, forward, params
         )
         built.append(prepare.make_source(pairs, s, job.tokenizer, logps))
     return built[0], built[1] if job.eval_rows else None, facts
 
 
-def _facts(job: Job, config: Mapping[str, Any], updater: steps.Updater) -> dict[str, Any]:
+def _facts(job: Job, config: Mapping[str, Any], updater: steps.Updater, state: TrainState) -> dict[str, Any]:
     """The manifest's general part: what ran, on what, with which versions."""
-    params = prepare.abstract_params(job.model)
-    trainable, _ = trees.split(params, updater.mask)
+    trainable, _ = trees.split(state.params, updater.mask)
     return {
         "recipe": config,
         "steps": job.total_steps,
         "row_lengths": job.rows.bounds(job.settings.data.buckets),
-        "parameters": {"all": trees.count(params), "trainable": trees.count(trainable)},
+        "parameters": {"all": trees.count(state.params), "trainable": trees.count(trainable)},
+        "optimizer_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state)),
         "tokenizer": job.tokenizer.digest,
         "devices": [device.device_kind for device in job.mesh.devices.flat],
         "versions": {name: metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "command": sys.argv,
     }
-
-
-def check_reference(metrics: Mapping[str, float], dtype: str) -> None:
-    """Before the first update the policy is the reference: rewards are 0 and the loss is ln 2.
-
-    Raises UserError on anything else, which is a wrong cache or a wrong model and would be trained towards.
-    """
-    tolerance = 1e-3 if dtype == "float32" else 2e-2
-    off = max(abs(metrics["loss"] - math.log(2)), abs(metrics["rewards/chosen"]), abs(metrics["rewards/rejected"]))
-    if not off <= tolerance:
-        raise UserError(
-            f"The policy does not agree with its own reference log-probs before the first update (loss "
-            f"{metrics['loss']:.6f} instead of ln 2, rewards {metrics['rewards/chosen']:.2e} and "
-            f"{metrics['rewards/rejected']:.2e} instead of 0). Delete the run's reference/ directory and start again."
-        )
-
-
-def evaluate(evaluation: Callable, params: Any, source: Any, s: Settings, mesh: Mesh) -> dict[str, float]:
-    """Means over all rows of the source, as `eval/...`; a batch counts with its valid rows (or scored tokens)."""
-    totals: dict[str, float] = {}
-    weight = 0.0
-    for batch in pipeline.ordered_batches(source, s.optim.batch_size):
-        metrics = jax.device_get(evaluation(params, sharding.put(batch, mesh)))
-        share = float(metrics.get("tokens", np.sum(batch.valid)))
-        weight += share
-        for name, value in metrics.items():
-            totals[name] = totals.get(name, 0.0) + share * float(value)
-    return {f"eval/{name}": total / weight for name, total in totals.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

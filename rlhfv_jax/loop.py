@@ -17,6 +17,7 @@ from rlhfv_jax.metrics import MetricsWriter, Reporter
 from rlhfv_jax.structs import TrainState
 
 Evaluate = Callable[[Any], Mapping[str, float]]
+Evaluated = Callable[[TrainState, Mapping[str, float]], None]
 
 
 def train(
@@ -33,6 +34,7 @@ def train(
     eval_every: int = 0,
     check_first: Callable[[Mapping[str, float]], None] | None = None,
     evaluate: Evaluate | None = None,
+    evaluated: Evaluated | None = None,
 ) -> TrainState:
     """Runs from `state.step` to `steps` and saves at the end.
 
@@ -41,7 +43,8 @@ def train(
       save: starts a checkpoint of the state it is given.
       log_every: how often metrics leave the device; every step gets its line in any case.
       check_first: sees the metrics of step 0, before anything is saved; may raise.
-      save_every, eval_every: in steps; 0 for only at the end. `evaluate(params)` returns `eval/...` values.
+      save_every, eval_every: in steps; 0 for only at the end. `evaluate(params)` returns `eval/...` values,
+        which `evaluated(state, values)` sees once they are on disk.
     """
     start = int(state.step)
     pending: list[tuple[int, Mapping[str, jax.Array]]] = []
@@ -54,9 +57,12 @@ def train(
         fetched = jax.device_get(entries)
         now = time.perf_counter()
         rate = pairs_per_step * len(fetched) / (now - clock)
+        speed = {"pairs_per_second": rate}
+        if "tokens" in fetched[0][1]:
+            speed["tokens_per_second"] = float(sum(values["tokens"] for _, values in fetched)) / (now - clock)
         clock = now
         for index, values in fetched:
-            writer.write(index, values | {"pairs_per_second": rate})
+            writer.write(index, values | speed)
             if index == 0 and check_first is not None:
                 check_first(values)
         return f"loss {float(fetched[-1][1]['loss']):.4f}  {rate:.1f} pairs/s"
@@ -79,7 +85,11 @@ def train(
                 pending = []
                 reporter.update(done, note)
             if eval_due and evaluate is not None:
-                writer.write(done, evaluate(state.params))
+                values = evaluate(state.params)
+                writer.write(done, values)
+                if evaluated is not None:
+                    writer.flush()
+                    evaluated(state, values)
                 clock = time.perf_counter()
             if save_due:
                 writer.flush()

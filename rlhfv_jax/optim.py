@@ -20,13 +20,22 @@ FROZEN: dict[str, str | None] = {
     "lm_only": r"tower/|projector/",
 }
 
+MATRICES = ("kernel", "embedding", "lora_a", "lora_b")  # the ends of the paths that weight decay applies to
+
 
 def trainable_mask(params: Any, name: str) -> Any:
-    """A tree of bools like `params`: true where the parameter trains. Names: full, frozen_A, frozen, lm_only."""
+    """A tree of bools like `params`: true where the parameter trains. Names: full, frozen_A, frozen, lm_only.
+
+    Where there are LoRA adapters, they alone train; raises UserError on one beside a parameter that `name` freezes.
+    """
     if name not in FROZEN:
         raise UserError(f"optim.trainable={name!r} is not known; choose one of {', '.join(FROZEN)}.")
     pattern = FROZEN[name]
-    return trees.map_with_path(lambda path, _: pattern is None or not re.match(pattern, path), params)
+    mask = {path: pattern is None or not re.match(pattern, path) for path, _ in trees.paths(params)}
+    adapted = [path for path in mask if path.endswith(("/lora_a", "/lora_b"))]
+    if frozen := [path for path in adapted if not mask[path]]:
+        raise UserError(f"lora.targets adapts {frozen[0]}, which optim.trainable={name} freezes; change one of them.")
+    return trees.map_with_path(lambda path, _: path in adapted if adapted else mask[path], params)
 
 
 def schedule(lr: float, total_steps: int, warmup: float) -> optax.Schedule:
@@ -47,7 +56,7 @@ def adamw(
     """AdamW on gradients clipped to a global norm of `clip`; matrices decay, vectors (norms, biases) do not."""
 
     def decays(params: Any) -> Any:
-        return trees.map_with_path(lambda path, leaf: path.endswith(("kernel", "embedding")), params)
+        return trees.map_with_path(lambda path, _: path.endswith(MATRICES), params)
 
     return optax.chain(
         optax.clip_by_global_norm(clip),
@@ -78,9 +87,9 @@ def _matrix_axes(path: str, leaf: Any) -> optax.contrib.MuonDimensionNumbers | N
     """Which axes of a kernel are its input and its output; None for what is no linear map between hidden spaces."""
     if not path.endswith("/kernel") or path.startswith("llm/head"):
         return None
-    axes = tuple(range(leaf.ndim))[("layers/" in path) :]  # a stacked layer axis is a batch of matrices
-    inputs = axes[:-1] if "/o/" in path else axes[:1]
-    return optax.contrib.MuonDimensionNumbers(inputs, axes[len(inputs) :])
+    layers, inputs = trees.kernel_axes(path, leaf.ndim)
+    axes = tuple(range(layers, leaf.ndim))  # a stacked layer axis is a batch of matrices
+    return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 
 
 def global_norm(tree: Any) -> jax.Array:

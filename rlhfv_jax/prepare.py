@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhfv_jax import checkpoint, refcache, settings, sharding
+from rlhfv_jax import adapters, checkpoint, lora, refcache, settings, sharding
 from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
 from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.data.records import AnsweredRecord
@@ -155,9 +156,40 @@ def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
     if s.init_from == RANDOM:
         init = functools.partial(vlm.init, model)
         return jax.jit(init, out_shardings=sharding.shardings(abstract, mesh))(jax.random.key(s.seed))
-    return checkpoint.restore_params(
-        s.init_from, abstract, mesh, dtype=jnp.float32
-    )  # master weights, whatever is stored
+    # Weights that train are float32, whatever is stored; a base that does not is kept as it is computed with.
+    dtype = jnp.dtype(s.dtype) if s.lora.rank else jnp.float32
+    return adapters.restore_params(s.init_from, abstract, mesh, dtype)
+
+
+def with_adapters(s: Settings, base: Any) -> Any:
+    """The base with the settings' fresh adapters beside it, or as it is where lora.rank is 0; for jit or eval_shape."""
+    return lora.attach(base, lora.init(base, s.lora, jax.random.key(s.seed))) if s.lora.rank else base
+
+
+def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
+    """Rows to train on and rows to evaluate on: about `share` of them, chosen by a hash of their ids.
+
+    So a row stays on its side whatever the order, the seed, and the rows that come or go beside it. Number and lengths
+    of rows are each part's own; what else encoding found (`EncodingStats`) is said of the whole file in both.
+    """
+
+    def held(identity: str) -> bool:
+        return int(hashlib.sha256(identity.encode()).hexdigest()[:15], 16) < share * 16**15
+
+    def part(side: bool) -> Rows:
+        records: Any = [record for record in rows.records if held(record.id) == side]
+        encoded: Any = [row for row in rows.encoded if held(row.record.id) == side]
+        longest = max((row.longest for row in encoded), default=0)
+        stats = dataclasses.replace(rows.stats, pairs=len(encoded), longest_row=longest)
+        return Rows(rows.path, records, encoded, stats)
+
+    parts = part(False), part(True)
+    if not (parts[0].encoded and parts[1].encoded):
+        raise UserError(
+            f"config.eval_share={share} of the {len(rows.encoded)} rows of {rows.path} leaves "
+            f"{len(parts[0].encoded)} to train and {len(parts[1].encoded)} to evaluate on."
+        )
+    return parts
 
 
 def reference_model(s: Settings, model: vlm.Muffin) -> vlm.Muffin:
@@ -170,9 +202,10 @@ def reference_model(s: Settings, model: vlm.Muffin) -> vlm.Muffin:
 
 
 def comparable(s: Settings) -> bool:
-    """Whether the policy's first forward pass has to agree with the reference: same pixels, same dtype, same model."""
+    """Whether the policy's first forward pass has to agree with its reference: same pixels, same dtype, same model."""
+    has_reference = s.task == "ddpo" and not s.ddpo.reference_free and s.data.reference == "compute"
     same_images = s.data.augment == s.data.reference_augment == "none"
-    return same_images and s.data.reference_dtype in ("", s.dtype) and s.data.reference == "compute"
+    return has_reference and same_images and s.data.reference_dtype in ("", s.dtype)
 
 
 def reference_facts(s: Settings, model: vlm.Muffin, tokenizer: MuffinTokenizer, params_digest: str) -> dict[str, Any]:
@@ -190,6 +223,19 @@ def reference_facts(s: Settings, model: vlm.Muffin, tokenizer: MuffinTokenizer, 
     }
 
 
+def compute_reference(
+    pairs: Rows,
+    s: Settings,
+    tokenizer: MuffinTokenizer,
+    mesh: Mesh,
+    forward: Callable[[Any, Any], jax.Array],
+    params: Any,
+) -> np.ndarray:
+    """float32[pairs, 2, T-1]: `forward(params, batch)` over all pairs, their images as the reference sees them."""
+    source, augment = make_source(pairs, s, tokenizer), images.AUGMENTATIONS[s.data.reference_augment]
+    return refcache.compute(forward, params, source, s.optim.batch_size, mesh, augment, s.seed)
+
+
 def reference_log_probs(
     pairs: Rows,
     s: Settings,
@@ -203,20 +249,23 @@ def reference_log_probs(
     """float32[pairs, 2, T-1]: those in the data where data.reference says so; else loaded where a cache of exactly
     these facts exists, else computed and saved.
 
+    A cache given as config.reference_cache is for the pairs of config.data.path, held-out ones too, and has to fit.
+
     `params` may be None where only a cached result is acceptable (a resumed run no longer has its initial parameters).
     """
-    length = buckets.rounded(pairs.stats.longest_row)
     encoded: Any = pairs.encoded
+    length = buckets.rounded(pairs.stats.longest_row)
     if s.data.reference == "stored":
         return refcache.stored(encoded, length)
-    cache_key = refcache.key(facts | {"data": sources.digest(pairs.records)})
-    path = folder / f"{cache_key[:16]}.parquet"
+    path = folder / f"{refcache.key(facts | {'data': sources.digest(pairs.records)})[:16]}.parquet"
+    if s.reference_cache and pairs.path == s.data.path:
+        path = Path(s.reference_cache)
+        if not path.exists():
+            raise UserError(f"There is no reference cache at {path}; `python -m rlhfv_jax.reference` writes one.")
     if path.exists():
-        return refcache.load(path, cache_key, encoded, length)
+        return refcache.load(path, facts, encoded, length)
     if params is None:
         raise UserError(f"The reference cache {path} of this run is gone; start a new run in another --workdir.")
-    augment = images.AUGMENTATIONS[s.data.reference_augment]
-    source = make_source(pairs, s, tokenizer)
-    logps = refcache.compute(forward, params, source, s.optim.batch_size, mesh, augment, s.seed)
-    refcache.save(path, cache_key, encoded, logps)
+    logps = compute_reference(pairs, s, tokenizer, mesh, forward, params)
+    refcache.save(path, facts, encoded, logps)
     return logps

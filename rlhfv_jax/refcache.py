@@ -1,9 +1,10 @@
 """Reference log-probs: computed once by the policy's own forward pass, kept on disk, found by what they depend on.
 
-The cache is one parquet file with a row per pair: id, and for chosen and rejected the tokens (T, unpadded) and the
-log-probs (T-1). Its name is the digest of everything the numbers depend on (parameters, tokenizer, template, image
-size, dtype, model, records), so a stale file cannot be taken for a fresh one; the tokens are compared row by row again
-on loading. Rows are found by record id, so no shuffle can misalign them.
+A cache is one parquet file with a row per pair: id, sha256 of the image's bytes, and for chosen and rejected the tokens
+(T, unpadded), labels, weights and log-probs (T-1). The file carries everything the log-probs depend on besides its rows
+(parameters, tokenizer, template, image transform, dtype, model); on loading, these facts and each row's tokens, labels
+and image are compared, and what differs is named. Rows are found by record id, so no shuffle can misalign them. Weights
+are there to be read: log-probs do not depend on them, so γ may change.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jax.sharding import Mesh
 
-from rlhfv_jax import sharding
+from rlhfv_jax import sharding, trees
 from rlhfv_jax.data.encoding import EncodedPair
 from rlhfv_jax.data.images import Augmentation
 from rlhfv_jax.data.pipeline import PairSource, ordered_batches
@@ -27,6 +28,8 @@ from rlhfv_jax.data.records import SIDES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.metrics import Reporter
 from rlhfv_jax.structs import IGNORE
+
+FACTS = b"rlhfv_jax.facts"  # of the parquet's metadata
 
 
 def key(facts: Mapping[str, Any]) -> str:
@@ -76,21 +79,23 @@ def stored(pairs: Sequence[EncodedPair], length: int) -> np.ndarray:
     return logps
 
 
-def save(path: Path, cache_key: str, pairs: Sequence[EncodedPair], logps: np.ndarray) -> None:
+def save(path: Path, facts: Mapping[str, Any], pairs: Sequence[EncodedPair], logps: np.ndarray) -> None:
     """Writes the cache file, whole or not at all."""
-    columns: dict[str, Any] = {"id": [pair.record.id for pair in pairs]}
+    columns: dict[str, Any] = {"id": [pair.record.id for pair in pairs], "image": [_image(pair) for pair in pairs]}
     for side, name in enumerate(SIDES):
         lengths = [len(pair.rows[side].tokens) for pair in pairs]
         columns[f"{name}_tokens"] = [pair.rows[side].tokens for pair in pairs]
+        columns[f"{name}_labels"] = [pair.rows[side].labels for pair in pairs]
+        columns[f"{name}_weights"] = [pair.weights[side] for pair in pairs]
         columns[f"{name}_logps"] = [logps[i, side, : length - 1] for i, length in enumerate(lengths)]
-    table = pa.table(columns).replace_schema_metadata({"rlhfv_jax.key": cache_key})
+    table = pa.table(columns).replace_schema_metadata({FACTS: json.dumps(facts, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     pq.write_table(table, temporary)
     os.replace(temporary, path)
 
 
-def load(path: Path, cache_key: str, pairs: Sequence[EncodedPair], length: int) -> np.ndarray:
+def load(path: Path, facts: Mapping[str, Any], pairs: Sequence[EncodedPair], length: int) -> np.ndarray:
     """float32[pairs, 2, length-1] in the order of `pairs`, zero-padded; raises UserError on any disagreement."""
     try:
         table = pq.read_table(path)
@@ -98,12 +103,7 @@ def load(path: Path, cache_key: str, pairs: Sequence[EncodedPair], length: int) 
         raise UserError(
             f"The reference cache {path} cannot be read ({error}); delete it to compute it anew."
         ) from error
-    found = (table.schema.metadata or {}).get(b"rlhfv_jax.key", b"").decode()
-    if found != cache_key:
-        raise UserError(
-            f"The reference cache {path} was made for something else (key {found[:12]}, needed {cache_key[:12]}: "
-            "parameters, tokenizer, template, image size, dtype or data differ); delete it to compute it anew."
-        )
+    _check_facts(path, table, facts)
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     rows = {identity: i for i, identity in enumerate(columns["id"])}
     logps = np.zeros((len(pairs), 2, length - 1), np.float32)
@@ -113,9 +113,38 @@ def load(path: Path, cache_key: str, pairs: Sequence[EncodedPair], length: int) 
                 f"The reference cache {path} has no row for the pair {pair.record.id} ({pair.record.where})."
             )
         row = rows[pair.record.id]
+        if columns["image"][row] != _image(pair):
+            raise UserError(f"The reference cache {path} has another image for the pair {pair.record.id}.")
         for side, name in enumerate(SIDES):
-            if columns[f"{name}_tokens"][row] != pair.rows[side].tokens.tolist():
-                raise UserError(f"The reference cache {path} has other {name} tokens for the pair {pair.record.id}.")
-            values = columns[f"{name}_logps"][row]
-            logps[i, side, : len(values)] = values
+            for what, values in (("tokens", pair.rows[side].tokens), ("labels", pair.rows[side].labels)):
+                if columns[f"{name}_{what}"][row] != values.tolist():
+                    raise UserError(
+                        f"The reference cache {path} has other {name} {what} for the pair {pair.record.id}."
+                    )
+            found = columns[f"{name}_logps"][row]
+            logps[i, side, : len(found)] = found
     return logps
+
+
+def _image(pair: EncodedPair) -> str:
+    return hashlib.sha256(pair.record.image).hexdigest()
+
+
+def _check_facts(path: Path, table: pa.Table, facts: Mapping[str, Any]) -> None:
+    """Raises UserError naming every fact in which the file differs from this run."""
+    metadata = table.schema.metadata or {}
+    if FACTS not in metadata:
+        raise UserError(f"{path} is no reference cache: it does not say which model its log-probs are of.")
+    found, wanted = (dict(trees.paths(json.loads(text))) for text in (metadata[FACTS], json.dumps(facts)))
+    lines = [
+        f"{name} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)"
+        for name in sorted({*found, *wanted})
+        if found.get(name) != wanted.get(name)
+    ]
+    if lines:
+        raise UserError(f"The reference cache {path} was made for something else: {'; '.join(lines)}.")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) > 32 else text

@@ -6,16 +6,18 @@ key of a config file is a field here and every field has one meaning; a key that
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhfv_jax import optim
+from rlhfv_jax import checkpoint, losses, optim
 from rlhfv_jax.data import encoding, images, segments
 from rlhfv_jax.data.chat import LABEL_MASKS, TEMPLATES
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.lora import Lora
 from rlhfv_jax.models.vlm import MuffinConfig
 
 
@@ -41,13 +43,11 @@ class Data:
     buckets: int
 
 
-@dataclass(frozen=True)
-class Ddpo:
-    """The paper's equations 3 and 5, and which tokens are corrected (`segments.Diff`) and targets (`chat`)."""
+@dataclass(frozen=True, kw_only=True)
+class Ddpo(losses.Preference):
+    """The loss; which tokens are corrected (`segments.Diff`) and their weight; which are targets (`chat`)."""
 
     gamma: float
-    beta: float
-    average: bool
     hunks: str
     min_match: int
     unit: str
@@ -96,12 +96,16 @@ class Settings:
     seed: int
     data: Data
     ddpo: Ddpo
+    reference_cache: str
     optim: Optim
+    lora: Lora
     mesh: MeshSizes
     workers: int
     log_every: int
     save_every: int
     eval_every: int
+    eval_share: float
+    best: str
     keep: int
 
 
@@ -118,25 +122,22 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.reference": ("compute", "stored"),
     "data.reference_augment": tuple(images.AUGMENTATIONS),
     "data.reference_dtype": ("", "float32", "bfloat16", "float16"),
+    "ddpo.loss": tuple(losses.LOSSES),
     "ddpo.hunks": segments.HUNKS,
     "ddpo.unit": segments.UNITS,
     "ddpo.diff_over": segments.OVER,
     "ddpo.label_mask": LABEL_MASKS,
     "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
+    "best": ("", *checkpoint.BEST),
 }
 POSITIVE = (
     *("data.max_length", "data.buckets", "ddpo.gamma", "ddpo.beta", "ddpo.min_match"),
     *("optim.lr", "optim.batch_size", "keep", "log_every"),
 )
 NOT_NEGATIVE = (
-    "data.count",
-    "optim.epochs",
-    "optim.steps",
-    "optim.weight_decay",
-    "workers",
-    "save_every",
-    "eval_every",
+    *("data.count", "ddpo.nll", "optim.epochs", "optim.steps", "optim.weight_decay", "lora.rank", "lora.alpha"),
+    *("workers", "save_every", "eval_every"),
 )
 
 
@@ -164,6 +165,12 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
             "Give the length of the run as config.optim.epochs or as config.optim.steps; set the other to 0."
         )
     _check_rows(settings)
+    _check_evaluation(settings)
+    _check_lora(settings)
+    if not 0 <= settings.ddpo.label_smoothing < 0.5:
+        raise UserError(f"config.ddpo.label_smoothing={settings.ddpo.label_smoothing} is a share in [0, 0.5).")
+    if settings.reference_cache and settings.data.reference == "stored":
+        raise UserError("Take reference log-probs from config.reference_cache or from the data, not from both.")
     _check_model(settings.model)
     return settings
 
@@ -185,6 +192,30 @@ def _check_rows(s: Settings) -> None:
         raise UserError(f"config.ddpo.label_mask=muffin is for config.data.template=muffin, not {s.data.template}.")
     if plain := [text for text in s.data.instructions if "{question}" not in text]:
         raise UserError(f"config.data.instructions: {plain[0]!r} has no {{question}} in it.")
+
+
+def _check_evaluation(s: Settings) -> None:
+    if not 0 <= s.eval_share < 1:
+        raise UserError(f"config.eval_share={s.eval_share} is a share of the rows, in [0, 1).")
+    if s.eval_share and s.data.eval_path:
+        raise UserError("Evaluate on config.data.eval_path or on config.eval_share of the data, not on both.")
+    if s.best and not (s.eval_share or s.data.eval_path):
+        raise UserError(f"config.best={s.best} needs rows to evaluate on: config.data.eval_path or config.eval_share.")
+    if s.best and s.task == "sft" and s.best != "eval/loss":
+        raise UserError(f"config.best={s.best} is a metric of preference pairs; config.task=sft has eval/loss.")
+
+
+def _check_lora(s: Settings) -> None:
+    if s.lora.rank and not s.lora.alpha:
+        raise UserError(
+            "config.lora.alpha=0 would switch the adapters off; give a positive one, or config.lora.rank=0."
+        )
+    if s.lora.rank and s.init_from == "random":
+        raise UserError("config.lora.rank needs a checkpoint as config.init_from: a random base is stored nowhere.")
+    try:
+        re.compile(s.lora.targets)
+    except re.error as error:
+        raise UserError(f"config.lora.targets={s.lora.targets!r} is no regular expression: {error}.") from error
 
 
 def _check_model(model: MuffinConfig) -> None:

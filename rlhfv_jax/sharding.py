@@ -71,19 +71,43 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """
     if not shape:
         return P()
+    if path.endswith(("/lora_a", "/lora_b")):
+        return _adapter_spec(path, shape, mesh)
     for pattern, rule in RULES:
         if not re.search(rf"(^|/)({pattern})$", path):
             continue
-        if len(rule) not in (0, len(shape)):
-            raise UserError(f"The sharding rule {rule} of {path} names {len(rule)} axes; its shape is {shape}.")
-        for axis, (name, size) in enumerate(zip(rule, shape, strict=False)):
-            if name is not None and size % mesh.shape[name]:
-                raise UserError(
-                    f"Cannot shard {path}: axis {axis} of shape {shape} is not divisible by mesh axis "
-                    f"{name}={mesh.shape[name]}. Choose a smaller mesh.{name}."
-                )
-        return rule
+        return _checked(path, shape, rule, mesh)
     raise UserError(f"No sharding rule matches the parameter {path} of shape {shape}; add one to sharding.RULES.")
+
+
+def _checked(path: str, shape: tuple[int, ...], rule: P, mesh: Mesh) -> P:
+    if len(rule) not in (0, len(shape)):
+        raise UserError(f"The sharding rule {rule} of {path} names {len(rule)} axes; its shape is {shape}.")
+    for axis, (name, size) in enumerate(zip(rule, shape, strict=False)):
+        if name is not None and size % mesh.shape[name]:
+            raise UserError(
+                f"Cannot shard {path}: axis {axis} of shape {shape} is not divisible by mesh axis "
+                f"{name}={mesh.shape[name]}. Choose a smaller mesh.{name}."
+            )
+    return rule
+
+
+def _adapter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """An adapter lies as its kernel does, its inputs with A and its outputs with B; the rank is never cut.
+
+    >>> spec("llm/layers/mlp/up/lora_b", (40, 16, 13824), mesh)  # [L, r, F]
+    PartitionSpec(None, None, 'tensor')
+    """
+    kernel = f"{path[: -len('lora_a')]}kernel"
+    rule = next((rule for pattern, rule in RULES if re.search(rf"(^|/)({pattern})$", kernel)), None)
+    if rule is None:
+        raise UserError(f"No sharding rule matches {kernel}, the kernel of {path}; add one to sharding.RULES.")
+    layers = int("layers/" in path)
+    if path.endswith("/lora_a"):
+        rule = P(*rule[: len(shape) - 1], None)
+    else:
+        rule = P(*rule[:layers], None, *rule[len(rule) - (len(shape) - layers - 1) :])
+    return _checked(path, shape, rule, mesh)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,18 @@ def batch_log_probs(model: vlm.Muffin, params: Any, batch: Batch) -> jax.Array:
     return rearrange(logps, "(b g) t -> b g t", g=batch.tokens.shape[1])
 
 
-def ddpo_loss(model: vlm.Muffin, beta: float, average: bool) -> LossFn:
-    """The loss function of Dense DPO over a PairBatch; β and the averaging are constants of the program."""
+def attended(batch: Batch) -> jax.Array:
+    """int32[], the tokens of the valid rows, prompts and image tokens included: what throughput is measured in."""
+    return jnp.sum(batch.lengths * batch.valid[:, None])
+
+
+def preference_loss(model: vlm.Muffin, preference: losses.Preference) -> LossFn:
+    """The loss function of Dense DPO and its family over a PairBatch; β and its like are constants of the program."""
 
     def loss_fn(params: Any, batch: PairBatch) -> tuple[jax.Array, losses.Metrics]:
         logps = batch_log_probs(model, params, batch)
-        return losses.ddpo(logps, batch.ref_logps, batch.weights, batch.valid, beta=beta, average=average)
+        loss, metrics = losses.preference(logps, batch.ref_logps, batch.weights, batch.valid, preference)
+        return loss, metrics | {"tokens": attended(batch)}
 
     return loss_fn
 
@@ -43,7 +49,8 @@ def sft_loss(model: vlm.Muffin) -> LossFn:
     """The loss function of supervised fine-tuning over an SftBatch."""
 
     def loss_fn(params: Any, batch: SftBatch) -> tuple[jax.Array, losses.Metrics]:
-        return losses.sft(batch_log_probs(model, params, batch), batch.weights, batch.valid)
+        loss, metrics = losses.sft(batch_log_probs(model, params, batch), batch.weights, batch.valid)
+        return loss, metrics | {"tokens": attended(batch)}
 
     return loss_fn
 
@@ -60,10 +67,25 @@ class Updater:
         trainable, _ = trees.split(params, self.mask)
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(trainable))
 
-    def step(self, loss_fn: LossFn, mesh: Mesh, state: TrainState) -> Step:
-        """The jitted update; it donates the state it is given. Adds grad_norm (before clipping) and lr to the metrics.
+    def check(self, state: TrainState, mesh: Mesh) -> None:
+        """Asserts of a placed state that exactly the trainable parameters have moments, laid out as the parameters.
 
-        `state` may be abstract: only its shapes are read.
+        What trains is thus read off the arrays that lie on the devices, not off the names that were asked for.
+        """
+        where = {path: leaf.sharding for path, leaf in trees.paths(state.params)}
+        shapes = {path: leaf.ndim for path, leaf in trees.paths(state.params)}
+        for path, wanted in trees.paths(sharding.shardings(state.params, mesh)):
+            assert where[path].is_equivalent_to(wanted, shapes[path]), f"{path} lies as {where[path]}, not {wanted}"
+        trains = {path for path, keep in trees.paths(self.mask) if keep}
+        moments = {path.partition("/mu/")[2]: leaf for path, leaf in trees.paths(state.opt_state) if "/mu/" in path}
+        assert set(moments) == trains, f"moments and trainable parameters differ: {sorted(set(moments) ^ trains)[:5]}"
+        for path, leaf in moments.items():
+            assert leaf.sharding.is_equivalent_to(where[path], leaf.ndim), f"the moments of {path} lie elsewhere"
+
+    def step(self, loss_fn: LossFn, mesh: Mesh, state: TrainState) -> Step:
+        """The jitted update; it donates the state it is given. `state` may be abstract: only its shapes are read.
+
+        Adds to the metrics: grad_norm (before clipping) and lr.
         """
 
         def update(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Metrics]:
@@ -84,9 +106,28 @@ class Updater:
         )
 
 
-def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], losses.Metrics]:
-    """Jitted (params, batch) -> metrics without gradients."""
-    return jax.jit(lambda params, batch: loss_fn(params, batch)[1])
+COUNTS = ("tokens", "scored_tokens")  # of a batch; their means over batches say nothing
+
+
+class Totals(NamedTuple):
+    """Weighted sums of a batch's metrics; those of several batches add up on the device."""
+
+    weight: Any  # float32[]
+    sums: losses.Metrics
+
+
+def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], Totals]:
+    """Jitted (params, batch) -> totals without gradients.
+
+    A batch weighs as much as it has scored tokens, where the loss is a mean over tokens, else valid pairs.
+    """
+
+    def totals(params: Any, batch: Batch) -> Totals:
+        _, metrics = loss_fn(params, batch)
+        weight = metrics.get("scored_tokens", jnp.sum(batch.valid.astype(jnp.float32)))
+        return Totals(weight, {name: weight * value for name, value in metrics.items() if name not in COUNTS})
+
+    return jax.jit(totals)
 
 
 def reference(model: vlm.Muffin) -> Callable[[Any, PairBatch], jax.Array]:

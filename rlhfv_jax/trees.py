@@ -23,6 +23,16 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_str(path), leaf), tree)
 
 
+def kernel_axes(path: str, rank: int) -> tuple[int, int]:
+    """How many axes of a kernel of `rank` axes are layers, and how many are inputs; the rest are outputs.
+
+    >>> kernel_axes("llm/layers/attention/o/kernel", 4)  # [L, N, H, D]
+    (1, 2)
+    """
+    layers = int("layers/" in path)
+    return layers, rank - layers - 1 if "/o/" in path else 1
+
+
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The nested dict of leaves given by path; the inverse of `dict(paths(tree))`."""
     tree: dict[str, Any] = {}

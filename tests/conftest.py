@@ -7,6 +7,7 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+from rlhfv_jax import cli  # noqa: E402
 from rlhfv_jax.data import sources  # noqa: E402
 from rlhfv_jax.data.tokenizer import MuffinTokenizer  # noqa: E402
 from rlhfv_jax.models import vlm  # noqa: E402
@@ -39,6 +40,36 @@ def tokenizer() -> MuffinTokenizer:
 def coco_records() -> list[sources.PreferenceRecord]:
     """130 foil pairs on real photos: a person's caption, and the same made wrong; no model's answer is corrected."""
     return sources.read(shared("data/coco_pairs/pairs.jsonl"))
+
+
+SMALL_RUN = {  # changes to ddpo.py:mini, by dotted key
+    "mesh.fsdp": 1,
+    "optim.batch_size": 4,
+    "optim.steps": 4,
+    "model.llm.width": 32,
+    "model.llm.ffn": 32,
+    "model.tower.width": 16,
+    "model.tower.ffn": 16,
+    "model.tower.image_size": 32,
+    "model.tower.queries": 4,
+}
+
+
+@pytest.fixture
+def small_run(tmp_path, coco_records):
+    """Builds the configuration of a small run on 24 pairs of real photos; takes changes by dotted key."""
+    sources.write_parquet(coco_records[:24], tmp_path / "pairs.parquet")
+
+    def build(changes: dict) -> dict:
+        small = SMALL_RUN | {
+            "tokenizer": str(shared("data/stories260K/tok512.model")),
+            "data.path": str(tmp_path / "pairs.parquet"),
+        }
+        config = cli._load(f"{cli.config_folder() / 'ddpo.py'}:mini")
+        config.update_from_flattened_dict(small | changes)
+        return config.to_dict()
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -37,17 +37,26 @@ def test_the_default_config_is_the_papers_recipe():
     assert {key: settings.get(config, key) for key in PAPER} == PAPER
 
 
-@pytest.mark.parametrize(
-    "preset",
-    [
-        *("ddpo.py:rlhfv_paper", "ddpo.py:release_2023_12", "ddpo.py:release_2024_02", "ddpo.py:mini"),
-        *("sft_vqa.py:vqa", "sft_vqa.py:mini"),
-    ],
-)
+SHIPPED = [
+    *(
+        f"{name}:{preset}"
+        for name in ("ddpo.py", "dpo.py")
+        for preset in ("rlhfv_paper", "release_2023_12", "release_2024_02", "mini")
+    ),
+    *("sft_vqa.py:vqa", "sft_vqa.py:mini"),
+]
+
+
+@pytest.mark.parametrize("preset", SHIPPED)
 def test_every_preset_resolves_to_valid_settings(preset):
     config = cli._load(f"{cli.config_folder() / preset}").to_dict()
     built = settings.from_dict(config)
     assert dataclasses.asdict(built) == config  # nothing is lost, nothing is invented
+
+
+def test_dpo_differs_from_ddpo_in_its_weights_and_sums_alone():
+    configs = [cli._load(str(cli.config_folder() / name)).to_dict() for name in ("ddpo.py", "dpo.py")]
+    assert settings.differences(*configs) == ["ddpo.average: True against False", "ddpo.gamma: 5.0 against 1.0"]
 
 
 def test_a_bare_name_is_found_from_any_folder(tmp_path, monkeypatch):
@@ -63,7 +72,7 @@ def test_a_bare_name_is_found_from_any_folder(tmp_path, monkeypatch):
     ("arguments", "status", "sentence"),
     [
         ([], 1, "No --config was given. Try --config=ddpo.py"),
-        (["--config=dpo.py"], 2, "no config file 'dpo.py'"),
+        (["--config=kto.py"], 2, "no config file 'kto.py'"),
         (
             ["--config=ddpo.py:nope"],
             2,
@@ -139,6 +148,22 @@ def mini(**changes) -> dict:
         ({"data__instructions": ("Answer.",)}, "config.data.instructions: 'Answer.' has no {question} in it"),
         ({"data__instructions": "{question}"}, "config.data.instructions='{question}': expected a list of str"),
         ({"workers": -1}, "config.workers=-1 must not be negative"),
+        ({"ddpo__loss": "ipoo"}, "config.ddpo.loss='ipoo' is not known; choose one of sigmoid, ipo, hinge. Did you"),
+        ({"ddpo__label_smoothing": 0.5}, "config.ddpo.label_smoothing=0.5 is a share in"),
+        ({"ddpo__nll": -1.0}, "config.ddpo.nll=-1.0 must not be negative"),
+        ({"eval_share": 1.0}, "config.eval_share=1.0 is a share of the rows"),
+        (
+            {"eval_share": 0.1, "data__eval_path": "x.jsonl"},
+            "Evaluate on config.data.eval_path or on config.eval_share",
+        ),
+        ({"best": "eval/loss"}, "config.best=eval/loss needs rows to evaluate on"),
+        ({"best": "loss"}, "config.best='loss' is not known; choose one of , eval/loss"),
+        ({"best": "eval/rewards/margins", "eval_share": 0.1, "task": "sft"}, "is a metric of preference pairs"),
+        ({"lora__rank": 4}, "a random base is stored nowhere"),
+        ({"lora__rank": -1}, "config.lora.rank=-1 must not be negative"),
+        ({"lora__rank": 4, "lora__alpha": 0.0, "init_from": "run"}, "config.lora.alpha=0 would switch"),
+        ({"lora__targets": "("}, "is no regular expression"),
+        ({"reference_cache": "x.parquet", "data__reference": "stored"}, "or from the data, not from both"),
     ],
 )
 def test_settings_refuse_what_they_cannot_mean(changes, sentence):

@@ -16,17 +16,19 @@ from rlhfv_jax.structs import IGNORE
 BETA, GAMMA = 0.5, 5.0
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _run(case, average, beta):
+@partial(jax.jit, static_argnums=1)
+def _run(case, preference):
     def loss_fn(logps):
-        return losses.ddpo(**{**case, "logps": logps}, beta=beta, average=average)
+        return losses.preference(**{**case, "logps": logps}, p=preference)
 
     return jax.value_and_grad(loss_fn, has_aux=True)(case["logps"])
 
 
-def run(case: dict[str, np.ndarray], average: bool, beta: float = BETA) -> tuple[float, dict[str, float], np.ndarray]:
+def run(
+    case: dict[str, np.ndarray], average: bool, beta: float = BETA, **options
+) -> tuple[float, dict[str, float], np.ndarray]:
     """Loss, metrics and gradient with respect to the log-probs; compiled once for each shape."""
-    (loss, metrics), gradient = jax.device_get(_run(case, average, beta))
+    (loss, metrics), gradient = jax.device_get(_run(case, losses.Preference(beta, average, **options)))
     return float(loss), {name: float(value) for name, value in metrics.items()}, gradient
 
 
@@ -78,6 +80,11 @@ def paper_loss(case: dict[str, np.ndarray], average: bool, gamma: float = GAMMA,
         for part, mask in (("", weights > 0), ("/corrected", corrected), ("/unchanged", weights == 1)):
             found[f"logps/{name}{part}"] = (logps * mask)[:, side].sum(-1).mean()
             found[f"log_ratios/{name}{part}"] = ((logps - ref) * mask)[:, side].sum(-1).mean()
+            share = weights / weights.sum(-1, keepdims=True) if average else weights
+            found[f"rewards/{name}{part}"] = (beta * share * (logps - ref) * mask)[:, side].sum(-1).mean()
+    for part in ("/corrected", "/unchanged"):
+        found[f"rewards/margins{part}"] = found[f"rewards/chosen{part}"] - found[f"rewards/rejected{part}"]
+    found["nll/chosen"] = np.mean([-p[w > 0].mean() for p, w in zip(logps[:, 0], weights[:, 0], strict=True)])
     return found
 
 
@@ -223,7 +230,7 @@ def test_sft_is_pytorchs_cross_entropy_with_ignore_index():
         ignore_index=IGNORE,
     )
     np.testing.assert_allclose(float(loss), float(expected), rtol=1e-6)
-    assert float(metrics["tokens"]) == (labels[valid] != IGNORE).sum()
+    assert float(metrics["scored_tokens"]) == (labels[valid] != IGNORE).sum()
 
 
 def test_sft_without_a_scored_token_is_zero_with_finite_gradient():

@@ -6,6 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlhfv_jax import refcache, sharding
@@ -13,7 +15,7 @@ from rlhfv_jax.data import buckets, encoding, pipeline
 from rlhfv_jax.data.chat import MUFFIN
 from rlhfv_jax.errors import UserError
 
-KEY = refcache.key({"params": "abc", "dtype": "float32"})
+FACTS = {"params": "abc", "dtype": "float32", "template": {"name": "muffin"}}
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +40,12 @@ def logps(pairs, length) -> np.ndarray:
 
 @pytest.fixture
 def path(tmp_path, pairs, logps):
-    refcache.save(tmp_path / "cache/reference.parquet", KEY, pairs, logps)
+    refcache.save(tmp_path / "cache/reference.parquet", FACTS, pairs, logps)
     return tmp_path / "cache/reference.parquet"
 
 
 def test_values_return_bit_for_bit(path, pairs, length, logps):
-    found = refcache.load(path, KEY, pairs, length)
+    found = refcache.load(path, FACTS, pairs, length)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, logps)
     assert [file.name for file in path.parent.iterdir()] == ["reference.parquet"]
@@ -51,30 +53,63 @@ def test_values_return_bit_for_bit(path, pairs, length, logps):
 
 def test_values_follow_their_pair_through_any_order(path, pairs, length, logps):
     order = np.random.default_rng(0).permutation(len(pairs))
-    found = refcache.load(path, KEY, [pairs[i] for i in order], length)
+    found = refcache.load(path, FACTS, [pairs[i] for i in order], length)
     np.testing.assert_array_equal(found, logps[order])
-    np.testing.assert_array_equal(refcache.load(path, KEY, pairs[3:5], length), logps[3:5])
+    np.testing.assert_array_equal(refcache.load(path, FACTS, pairs[3:5], length), logps[3:5])
 
 
 def test_another_padding_keeps_the_values(path, pairs, length, logps):
-    longer = refcache.load(path, KEY, pairs, length + 64)
+    longer = refcache.load(path, FACTS, pairs, length + 64)
     np.testing.assert_array_equal(longer[..., : length - 1], logps)
     assert (longer[..., length - 1 :] == 0).all()
 
 
 def test_what_differs_is_named(path, pairs, length):
-    row = pairs[0].rows[1]
-    record = pairs[0].record
+    """Other weights, template, transform, dtype; another token, label, length, image or pair."""
+    pair, record, (first, row) = pairs[0], pairs[0].record, pairs[0].rows
     changed = dataclasses.replace(row, tokens=np.where(np.arange(len(row.tokens)) == 3, 5, row.tokens))
-    shorter = dataclasses.replace(row, tokens=row.tokens[:-1])
-    for key, pair, sentence in (
-        (refcache.key({"params": "abd"}), pairs[0], "was made for something else"),
-        (KEY, dataclasses.replace(pairs[0], rows=(pairs[0].rows[0], changed)), "other rejected tokens for the pair 0"),
-        (KEY, dataclasses.replace(pairs[0], rows=(shorter, row)), "other chosen tokens for the pair 0"),
-        (KEY, dataclasses.replace(pairs[0], record=dataclasses.replace(record, id="new")), "no row for the pair new"),
-    ):
-        with pytest.raises(UserError, match=rf"reference\.parquet.*{sentence}"):
-            refcache.load(path, key, [pair], length)
+    target = dataclasses.replace(row, labels=np.where(np.arange(len(row.labels)) == 3, 5, row.labels))
+    shorter = dataclasses.replace(first, tokens=first.tokens[:-1])
+    facts = {
+        "params .abc there, abd here": FACTS | {"params": "abd"},
+        "dtype .float32 there, bfloat16 here": FACTS | {"dtype": "bfloat16"},
+        "template/name .muffin there, words here": FACTS | {"template": {"name": "words"}},
+        "image_transform .None there, bicubic 448 here": FACTS | {"image_transform": "bicubic 448"},
+    }
+    rows = {
+        "other rejected tokens for the pair 0": {"rows": (first, changed)},
+        "other rejected labels for the pair 0": {"rows": (first, target)},
+        "other chosen tokens for the pair 0": {"rows": (shorter, row)},
+        "another image for the pair 0": {"record": dataclasses.replace(record, image=b"other")},
+        "no row for the pair new": {"record": dataclasses.replace(record, id="new")},
+    }
+    cases = [(facts[words], pair, words) for words in facts]
+    cases += [(FACTS, dataclasses.replace(pair, **change), words) for words, change in rows.items()]
+    for wanted, one, words in cases:
+        with pytest.raises(UserError, match=rf"reference\.parquet.*{words}"):
+            refcache.load(path, wanted, [one], length)
+
+
+def test_another_gamma_needs_no_other_cache(path, pairs, length, logps):
+    heavier = [dataclasses.replace(pair, weights=tuple(3 * w for w in pair.weights)) for pair in pairs]
+    np.testing.assert_array_equal(refcache.load(path, FACTS, heavier, length), logps)
+
+
+def test_a_row_holds_id_tokens_labels_weights_and_log_probs_unpadded(path, pairs):
+    for stored, pair in zip(pq.read_table(path).to_pylist(), pairs, strict=True):
+        assert stored["id"] == pair.record.id
+        for side, name in enumerate(("chosen", "rejected")):
+            row = pair.rows[side]
+            assert stored[f"{name}_tokens"] == row.tokens.tolist()
+            assert stored[f"{name}_labels"] == row.labels.tolist()
+            assert stored[f"{name}_weights"] == pair.weights[side].tolist()
+            assert len(stored[f"{name}_logps"]) == len(row.tokens) - 1
+
+
+def test_a_parquet_file_of_something_else_is_refused(tmp_path, pairs, length):
+    pq.write_table(pa.table({"id": ["0"]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="no reference cache"):
+        refcache.load(tmp_path / "other.parquet", FACTS, pairs, length)
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
@@ -82,7 +117,7 @@ def test_a_damaged_file_is_refused(path, pairs, length, keep):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
     with pytest.raises(UserError, match=r"reference\.parquet cannot be read .*delete it"):
-        refcache.load(path, KEY, pairs, length)
+        refcache.load(path, FACTS, pairs, length)
 
 
 def test_the_key_depends_on_the_facts_and_not_on_their_order():

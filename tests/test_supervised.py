@@ -10,7 +10,7 @@ import pytest
 from conftest import shared
 from PIL import Image
 
-from rlhfv_jax import cli, experiment, metrics
+from rlhfv_jax import checkpoint, cli, experiment, metrics
 from rlhfv_jax.data import encoding, images, pipeline, records, supervised
 from rlhfv_jax.data.chat import MUFFIN, encode_turns
 from rlhfv_jax.data.records import AnsweredRecord
@@ -219,8 +219,8 @@ def test_bad_official_files_are_refused(official, tmp_path, name, change, parts)
 # Training.
 
 
-def sft(path: Path, workdir: Path, steps: int, **changes) -> list[float]:
-    """Losses of the shipped config's mini preset, with a smaller model."""
+def sft(path: Path, workdir: Path, steps: int, changes: dict | None = None) -> list[float]:
+    """Losses of the shipped config's mini preset, with a smaller model and `changes` by dotted key."""
     config = cli._load(f"{cli.config_folder() / 'sft_vqa.py'}:mini")
     config.data.path = str(path)
     config.tokenizer = str(shared("data/stories260K/tok512.model"))
@@ -230,10 +230,9 @@ def sft(path: Path, workdir: Path, steps: int, **changes) -> list[float]:
     config.model.tower.width = config.model.tower.ffn = 16
     config.model.tower.image_size, config.model.tower.queries = 32, 4
     config.mesh.fsdp = 1
-    for name, value in changes.items():
-        config.data[name] = value
+    config.update_from_flattened_dict(changes or {})
     experiment.train(config.to_dict(), workdir)
-    return [line["loss"] for line in metrics.read(workdir / "metrics.jsonl")]
+    return [line["loss"] for line in metrics.read(workdir / "metrics.jsonl") if "loss" in line]
 
 
 def test_fine_tuning_on_a_vqa_v2_build_ends_with_a_lower_loss(build, tmp_path):
@@ -242,6 +241,17 @@ def test_fine_tuning_on_a_vqa_v2_build_ends_with_a_lower_loss(build, tmp_path):
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["data"]["rows"] == manifest["data"]["pairs"] == len(supervised.read(build))
     assert manifest["data"]["digest"] == records.digest(supervised.read(build))
+
+
+def test_held_out_questions_choose_the_best_state(build, tmp_path):
+    sft(build, tmp_path / "run", 4, {"eval_share": 0.25, "eval_every": 2, "best": "eval/loss", "data.buckets": 2})
+    lines = metrics.read(tmp_path / "run/metrics.jsonl")
+    evaluated = {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
+    assert set(evaluated) == {2, 4}
+    assert checkpoint.find(tmp_path / "run/best").name == str(min(evaluated, key=evaluated.get))
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    parts = [manifest[name]["rows"] for name in ("data", "eval_data")]
+    assert sum(parts) == len(supervised.read(build)) and min(parts) > 0
 
 
 def nlvr(path: Path, count: int) -> Path:
@@ -262,5 +272,5 @@ def nlvr(path: Path, count: int) -> Path:
 
 @pytest.mark.slow
 def test_fine_tuning_on_nlvrs_sentences_ends_with_a_lower_loss(tmp_path):
-    losses = sft(nlvr(tmp_path / "nlvr.jsonl", 400), tmp_path / "run", 60, buckets=2)
+    losses = sft(nlvr(tmp_path / "nlvr.jsonl", 400), tmp_path / "run", 60, {"data.buckets": 2})
     assert len(losses) == 60 and np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rlhfv_jax import checkpoint, settings
+from rlhfv_jax import adapters, checkpoint, settings
 from rlhfv_jax.conversion import parts, sizes, to_orbax, to_torch, tokenizer_files, torch_files, verify
 from rlhfv_jax.conversion.llama2c import NORM_EPS, Llama2c, is_llama2c
 from rlhfv_jax.conversion.sizes import Hints, Plan
@@ -83,7 +83,7 @@ def run_to_torch(options: Options) -> dict[str, Any]:
     started = time.perf_counter()
     record = checkpoint.read_meta(options.src)
     plan = plan_of(record)
-    stored = StoredArrays(options.src)
+    stored = adapters.open_arrays(options.src)
     wanted = {entry.path: entry.our_shape(plan.sizes) for entry in plan.entries}
     found = {path: stored[path].shape for path in stored}
     if wanted != found:

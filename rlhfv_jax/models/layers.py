@@ -22,7 +22,10 @@ def normal_init(std: float | None, fan_in: int) -> nn.initializers.Initializer:
 
 
 class Linear(nn.Module):
-    """x[..., *in] -> [..., *out] by one kernel of shape in + out, as many axes as have a meaning (heads, say)."""
+    """x[..., *in] -> [..., *out] by one kernel of shape in + out, as many axes as have a meaning (heads, say).
+
+    Where its parameters have an adapter `lora_a` [*in, r], `lora_b` [r, *out], that product is added.
+    """
 
     inputs: Sequence[int]
     outputs: Sequence[int]
@@ -38,7 +41,12 @@ class Linear(nn.Module):
             fan_in *= size
         kernel = self.param("kernel", normal_init(self.init_std, fan_in), inputs + outputs)
         contract = tuple(range(x.ndim - len(inputs), x.ndim)), tuple(range(len(inputs)))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ())))
+        x = x.astype(self.dtype)
+        y = jax.lax.dot_general(x, kernel.astype(self.dtype), (contract, ((), ())))
+        if self.has_variable("params", "lora_a"):  # see `lora`; A and B come scaled
+            a: jax.Array = self.get_variable("params", "lora_a").astype(self.dtype)
+            b: jax.Array = self.get_variable("params", "lora_b").astype(self.dtype)
+            y = y + jnp.tensordot(jax.lax.dot_general(x, a, (contract, ((), ()))), b, 1)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, outputs).astype(self.dtype)
         return y

@@ -216,5 +216,6 @@ class Llama(nn.Module):
 
 
 def head_kernel(params: dict) -> jax.Array:
-    """float32[D, V'], the output head of a LLaMA's parameters."""
-    return params["head"]["kernel"]
+    """float32[D, V'], the output head of a LLaMA's parameters, with its adapter where it has one."""
+    head = params["head"]
+    return head["kernel"] + head["lora_a"] @ head["lora_b"] if "lora_a" in head else head["kernel"]
