@@ -32,7 +32,7 @@ _HEADS = {
     "mentions": "Mentions / answer",
     "repeats": "Repeats / answer",
     "vqa": "VQA accuracy",
-    "overgeneralization_delta": "Over-gen. mean Δ",
+    "overgeneralization_delta": "Over-gen. Δ",
 }
 _ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 
