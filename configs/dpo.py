@@ -6,25 +6,17 @@
 All other keys, with their sources, are those of ddpo.py.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 
+ddpo_config = runpy.run_path(str(Path(__file__).with_name("ddpo.py")))["get_config"]  # the config beside this one
+
 
 def get_config(preset: str = "rlhfv_paper") -> ml_collections.ConfigDict:
-    c = _ddpo().get_config(preset)
+    c = ddpo_config(preset)
     c.ddpo.gamma = 1.0  # corrected tokens weigh as all others: equation 4 is a plain sum
     c.ddpo.average = False  # equation 4
     # The paper gives one β, 0.5 (section 4.1), and none of its own for this baseline: ddpo.beta stays.
     return c
-
-
-def _ddpo() -> Any:
-    """The config beside this one, whose keys these are."""
-    spec = importlib.util.spec_from_file_location("ddpo", Path(__file__).with_name("ddpo.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -6,9 +6,8 @@
 --config.data.path is the folder of a TFDS build of VQAv2 (docs/data.md) or a .jsonl file of questions and answers.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 
@@ -19,12 +18,14 @@ INSTRUCTIONS = (  # ours; the released data has four of its own
     "Answer in at most three words. {question}",
 )
 
+ddpo_config = runpy.run_path(str(Path(__file__).with_name("ddpo.py")))["get_config"]  # the config beside this one
+
 
 def get_config(preset: str = "vqa") -> ml_collections.ConfigDict:
     presets = {"vqa": "rlhfv_paper", "mini": "mini"}
     if preset not in presets:
         raise ValueError(f"sft_vqa.py has no preset {preset!r}; choose one of {', '.join(presets)}.")
-    c = _ddpo().get_config(presets[preset])
+    c = ddpo_config(presets[preset])
     c.task = "sft"
     c.data.records = "questions"
     c.data.instructions = INSTRUCTIONS
@@ -34,12 +35,3 @@ def get_config(preset: str = "vqa") -> ml_collections.ConfigDict:
         c.optim.batch_size = 512  # the released instruction tuning's
         c.optim.trainable = "full"
     return c
-
-
-def _ddpo() -> Any:
-    """The config beside this one, whose keys these are."""
-    spec = importlib.util.spec_from_file_location("ddpo", Path(__file__).with_name("ddpo.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
