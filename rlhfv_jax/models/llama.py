@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rlhfv_jax.models.layers import Dtype, Linear, RMSNorm, normal_init, rematerialised, rotary
-from rlhfv_jax.ops.attention import attention
+from rlhfv_jax.ops.attention import Units, attention
 from rlhfv_jax.sharding import BATCH, constrain
 
 
@@ -168,7 +168,7 @@ class Llama(nn.Module):
       tokens: int32[B, T].
       positions: int32[B, T], rotary positions; default 0..T-1.
       lengths: int32[B], real tokens of right-padded rows; attention is causal.
-      mask: bool[B, T, S] instead of causal attention with lengths: left padding, packing, decoding.
+      mask: bool[B, T, S] instead of causal attention with lengths: left padding, decoding; or the units of a buffer.
       cache: keys and values of earlier calls (needs `mask`); the new ones are written at `cache.cursor`.
       edit_embeds: changes the embeddings [B, T, D] before the first block; a vision tower's outputs enter here.
 
@@ -187,7 +187,7 @@ class Llama(nn.Module):
         tokens: jax.Array,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: jax.Array | Units | None = None,
         cache: KVCache | None = None,
         edit_embeds: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
