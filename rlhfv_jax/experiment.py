@@ -282,7 +282,7 @@ def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> 
     if job.eval_rows is not None:
         facts["eval_data"] = job.eval_rows.facts()
     if s.task == "sft" or s.ddpo.reference_free:
-        examples = [prepare.make_source(rows, s, job.tokenizer) for rows in row_sets]
+        examples = [prepare.make_source(rows, s, job.tokenizer, mesh=job.mesh) for rows in row_sets]
         return examples[0], examples[1] if job.eval_rows else None, facts
     base = lora.base_of(state.params)  # without adapters the whole
     if start is None:
@@ -300,7 +300,7 @@ def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> 
         logps = prepare.reference_log_probs(
             pairs, s, job.tokenizer, facts["reference"], workdir / "reference", job.mesh, forward, params
         )
-        built.append(prepare.make_source(pairs, s, job.tokenizer, logps))
+        built.append(prepare.make_source(pairs, s, job.tokenizer, logps, job.mesh))
     return built[0], built[1] if job.eval_rows else None, facts
 
 

@@ -127,10 +127,28 @@ def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool
     return Rows(path, records, chosen, dataclasses.replace(stats, longest_row=max(row.longest for row in chosen)))
 
 
-def make_source(rows: Rows, s: Settings, tokenizer: MuffinTokenizer, ref_logps: Any = None) -> Any:
-    """Padded rows, a PairSource or an ExampleSource; every row has the longest static length unless asked otherwise."""
+def make_source(
+    rows: Rows, s: Settings, tokenizer: MuffinTokenizer, ref_logps: Any = None, mesh: Mesh | None = None
+) -> Any:
+    """Padded rows, a PairSource or an ExampleSource; every row has the longest static length unless asked otherwise.
+
+    With data.layout=packed a PackedSource, a buffer for every share of the mesh (by default one).
+    """
     length, size = buckets.rounded(rows.stats.longest_row), s.model.tower.image_size
     flip_any, encoded = s.data.flip == "any", typing.cast(Any, rows.encoded)
+    if s.data.layout == "packed":
+        return pipeline.PackedSource(
+            encoded,
+            size,
+            tokenizer.pad_id,
+            length,
+            ref_logps,
+            flip_any,
+            image_token=tokenizer.image_token,
+            queries=s.model.tower.queries,
+            batch_size=s.optim.batch_size,
+            groups=1 if mesh is None else sharding.ways(mesh),
+        )
     if s.task == "ddpo":
         return pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any)
     return pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any)
@@ -232,7 +250,7 @@ def compute_reference(
     params: Any,
 ) -> np.ndarray:
     """float32[pairs, 2, T-1]: `forward(params, batch)` over all pairs, their images as the reference sees them."""
-    source, augment = make_source(pairs, s, tokenizer), images.AUGMENTATIONS[s.data.reference_augment]
+    source, augment = make_source(pairs, s, tokenizer, mesh=mesh), images.AUGMENTATIONS[s.data.reference_augment]
     return refcache.compute(forward, params, source, s.optim.batch_size, mesh, augment, s.seed)
 
 

@@ -50,13 +50,14 @@ def compute(
 
     `augment` shows the reference one random view of each image, drawn from the seed.
     """
-    results = []
+    results, rows = [], []
     with Reporter("reference log-probs", len(source), unit="pairs") as reporter:
         for batch in ordered_batches(source, batch_size, augment, seed):
-            logps = np.asarray(forward(params, sharding.put(batch, mesh)))
-            results.append(logps[batch.valid])
+            found, logps = source.of_rows(batch, np.asarray(forward(params, sharding.put(batch, mesh))))
+            rows.append(found)
+            results.append(logps)
             reporter.update(min(len(source), sum(map(len, results))))
-    return np.concatenate(results)
+    return np.concatenate(results)[np.argsort(np.concatenate(rows))]
 
 
 def stored(pairs: Sequence[EncodedPair], length: int) -> np.ndarray:

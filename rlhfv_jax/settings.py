@@ -41,6 +41,7 @@ class Data:
     reference_augment: str
     reference_dtype: str
     buckets: int
+    layout: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +120,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.too_long": encoding.TOO_LONG,
     "data.augment": tuple(images.AUGMENTATIONS),
     "data.flip": ("safe", "any"),
+    "data.layout": ("rows", "packed"),
     "data.reference": ("compute", "stored"),
     "data.reference_augment": tuple(images.AUGMENTATIONS),
     "data.reference_dtype": ("", "float32", "bfloat16", "float16"),
@@ -186,6 +188,10 @@ def _check_rows(s: Settings) -> None:
     """Keys about rows that exclude each other."""
     if s.task == "ddpo" and s.data.records == "questions":
         raise UserError("config.data.records=questions has no pairs; it is for config.task=sft.")
+    if s.data.layout == "packed" and s.task != "ddpo":
+        raise UserError("config.data.layout=packed is for pairs, config.task=ddpo; other rows share nothing.")
+    if s.data.layout == "packed" and s.data.buckets > 1:
+        raise UserError("config.data.buckets is for config.data.layout=rows; packed buffers choose their sizes.")
     if s.ddpo.diff_over == "row" and s.ddpo.unit != "token":
         raise UserError(f"config.ddpo.diff_over=row compares tokens; config.ddpo.unit={s.ddpo.unit} needs response.")
     if s.ddpo.label_mask == "muffin" and not TEMPLATES[s.data.template].role:

@@ -120,12 +120,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def ways(mesh: Mesh) -> int:
+    """Shares that the batch axis is cut into."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH]))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises UserError where the batch cannot be cut evenly over the devices."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % ways:
+    if batch_size % ways(mesh):
         raise UserError(
-            f"optim.batch_size={batch_size} is not divisible by mesh.data*mesh.fsdp={ways}; change one of them."
+            f"optim.batch_size={batch_size} is not divisible by mesh.data*mesh.fsdp={ways(mesh)}; change one of them."
         )
 
 

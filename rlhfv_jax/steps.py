@@ -40,7 +40,7 @@ def attended(batch: Batch) -> jax.Array:
 
 
 def preference_loss(model: vlm.Muffin, preference: losses.Preference) -> LossFn:
-    """The loss function of Dense DPO and its family over pairs, in either layout; β and its like are constants of the program."""
+    """The loss function of Dense DPO and its family over pairs, in either layout; β and its like are constants."""
 
     def loss_fn(params: Any, batch: PairBatch | PackedBatch) -> tuple[jax.Array, losses.Metrics]:
         logps = batch_log_probs(model, params, batch)
@@ -136,5 +136,5 @@ def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], Totals]:
 
 
 def reference(model: vlm.Muffin) -> Callable[[Any, Any], jax.Array]:
-    """Jitted (params, batch) -> float32[B, 2, T-1], or [B, 2, K] of a packed batch: the very forward pass that the policy's loss runs."""
+    """Jitted (params, batch) -> float32[B, 2, T-1], packed [B, 2, K]: the very forward pass that the policy's loss runs."""
     return jax.jit(lambda params, batch: batch_log_probs(model, params, batch))

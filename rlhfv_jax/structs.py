@@ -33,8 +33,8 @@ class PackedBatch(NamedTuple):
     """The same pairs as units [prefix with image | chosen | rejected], end to end in G buffers of N tokens.
 
     The prefix is what both rows begin with, up to their first difference; it is there once. Each buffer holds P pairs,
-    B = G P, and lies on one share of the devices. T is the room for one unit, R that for the targets of a buffer, K that
-    for the targets of one answer. An index that names nothing is the size of what it points into.
+    B = G P, and lies on one share of the devices. T is the room for one unit, R that for the targets of a buffer, K
+    that for the targets of one answer. An index that names nothing is the size of what it points into.
     """
 
     image: Array  # uint8[B, H, W, 3], once per pair, in the order of the buffers

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from rlhfv_jax import losses, sharding, steps
-from rlhfv_jax.data import packing
+from rlhfv_jax import experiment, losses, metrics, sharding, steps
+from rlhfv_jax.data import buckets, encoding, packing, pipeline
+from rlhfv_jax.data.chat import MUFFIN
 from rlhfv_jax.models import vlm
 from rlhfv_jax.structs import IGNORE, PairBatch
 
@@ -181,7 +182,63 @@ def test_few_sizes_hold_every_batch_with_little_padding():
 
 def test_an_image_behind_the_first_difference_is_refused():
     batch = random_pairs(0)
-    batch.tokens[:, 1, 0] = 50
     batch.tokens[:, 0, 0] = 51
+    batch.tokens[:, 1, 0] = 50
     with pytest.raises(ValueError, match="image tokens"):
-        packed(batch)
+        packing.from_rows(batch, image_token=IMAGE, queries=QUERIES)
+
+
+# --- through the pipeline and the programs --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sources_of_both_layouts(tokenizer, coco_records):
+    pairs, stats = encoding.encode_pairs(coco_records[:21], tokenizer, MUFFIN, QUERIES, gamma=5.0, label_mask="muffin")
+    length = buckets.rounded(stats.longest_row)
+    ref = -np.random.default_rng(0).random((21, 2, length - 1)).astype(np.float32)
+    given = {"image_token": tokenizer.image_token, "queries": QUERIES, "batch_size": 8}
+    rows = pipeline.PairSource(pairs, 32, tokenizer.pad_id, length, ref)
+    return rows, lambda groups: pipeline.PackedSource(pairs, 32, tokenizer.pad_id, length, ref, groups=groups, **given)
+
+
+def test_both_layouts_have_the_same_pairs_at_every_step_for_any_number_of_processes(sources_of_both_layouts):
+    rows, packed_source = sources_of_both_layouts
+    plain = pipeline.train_batches(rows, 8, seed=3, start=2)
+    shares = [pipeline.train_batches(packed_source(4), 8, 3, start=2, process=i, processes=2) for i in range(2)]
+    for _ in range(6):
+        batch, parts = next(plain), [next(share) for share in shares]
+        assert parts[0].tokens.shape == parts[1].tokens.shape
+        found = np.concatenate([part.row for part in parts])
+        assert sorted(found.tolist()) == sorted(batch.row.tolist())
+        images = dict(zip(batch.row.tolist(), batch.image, strict=True))
+        for part in parts:
+            for row, image in zip(part.row.tolist(), part.image, strict=True):
+                np.testing.assert_array_equal(image, images[row])
+
+
+def test_per_target_values_find_their_way_back_to_their_rows(sources_of_both_layouts):
+    rows, packed_source = sources_of_both_layouts
+    source = packed_source(2)
+    wanted = {int(batch.row[i]): batch for batch in pipeline.ordered_batches(rows, 1) for i in range(1)}
+    seen = []
+    for batch in pipeline.ordered_batches(source, 8):
+        numbers, logps = source.of_rows(batch, batch.ref_logps)
+        for row, found in zip(numbers.tolist(), logps, strict=True):
+            plain = wanted[row]
+            scored = plain.labels[0] != IGNORE
+            np.testing.assert_array_equal(found, np.where(scored, plain.ref_logps[0], 0.0))
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(21))
+
+
+@pytest.mark.slow
+def test_a_packed_run_writes_the_metrics_of_a_run_on_rows(small_run, tmp_path):
+    lines = {}
+    for layout in ("rows", "packed"):
+        config = small_run({"data.layout": layout, "optim.steps": 2, "eval_share": 0.2, "ddpo.label_mask": "muffin"})
+        experiment.train(config, tmp_path / layout)
+        lines[layout] = metrics.read(tmp_path / layout / "metrics.jsonl")
+    for found, wanted in zip(lines["packed"], lines["rows"], strict=True):
+        noise = {"rewards/accuracies"} if found["step"] == 0 else set()  # whether a rounding error is positive
+        for name in wanted.keys() - set(metrics.TIMING) - noise:
+            assert found[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4), name

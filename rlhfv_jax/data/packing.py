@@ -22,7 +22,7 @@ PREFIX, CHOSEN, REJECTED, NOTHING = 0, 1, 2, -1
 class Unit:
     """One pair. U tokens, r distinct (place, target) couples, and of each answer its targets.
 
-    tokens, positions: int32[U]; segment: int8[U]; head: int32[r], the place in the unit that predicts; labels: int32[r];
+    tokens, positions: int32[U]; segment: int8[U]; head: int32[r], the places in the unit that predict; labels int32[r];
     pick: of chosen and rejected, which of the r are theirs; targets: the same targets as places in the row's labels.
     """
 

@@ -146,6 +146,7 @@ def alignment_config(d: Demo, run: Run, folder: Path) -> dict[str, Any]:
             "reference_augment": "none",
             "reference_dtype": "",
             "buckets": 1,
+            "layout": "rows",
         },
         "ddpo": {
             "gamma": run.align.gamma,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 class Units(NamedTuple):
     """Sequences that lie end to end in buffers [G, N]: where each token is, and who sees whom."""
 
-    index: jax.Array  # int32[G, P, T], places in the buffer; N where a unit is shorter
+    source: jax.Array  # int32[G, P, T], places in the buffer; N where a unit is shorter
     place: jax.Array  # int32[G, N], places in the units (P T); P*T where the buffer is empty
     mask: jax.Array  # bool[G*P, T, T]
 
@@ -17,10 +17,10 @@ class Units(NamedTuple):
 def tree_mask(segment: jax.Array) -> jax.Array:
     """Who sees whom in a unit [prefix | chosen | rejected]; segment int8[G, P, T] as in PackedBatch -> bool[G*P, T, T].
 
-        prefix   # . . .       the prefix sees itself, each answer the prefix and itself,
-        prefix   # # . .       all of it only what comes before
-        chosen   # # # .
-        rejected # # . #
+    prefix   # . . .       the prefix sees itself, each answer the prefix and itself,
+    prefix   # # . .       all of it only what comes before
+    chosen   # # # .
+    rejected # # . #
     """
     segment = segment.reshape(-1, segment.shape[-1])
     index = jnp.arange(segment.shape[-1])
@@ -63,16 +63,16 @@ def attention(
 
 def _to_units(x: jax.Array, units: Units) -> jax.Array:
     """[G, N, ...] -> [G*P, T, ...]; zeros where a unit is shorter."""
-    groups, room, length = units.index.shape
-    moved = _moved(x, units.index.reshape(groups, room * length), units.place)
+    groups, room, length = units.source.shape
+    moved = _moved(x, units.source.reshape(groups, room * length), units.place)
     return moved.reshape(groups * room, length, *x.shape[2:])
 
 
 def _to_buffer(x: jax.Array, units: Units) -> jax.Array:
     """[G*P, T, ...] -> [G, N, ...]; zeros where the buffer is empty."""
-    groups, room, length = units.index.shape
+    groups, room, length = units.source.shape
     flat = x.reshape(groups, room * length, *x.shape[2:])
-    return _moved(flat, units.place, units.index.reshape(groups, room * length))
+    return _moved(flat, units.place, units.source.reshape(groups, room * length))
 
 
 @jax.custom_vjp
