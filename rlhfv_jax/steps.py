@@ -136,5 +136,5 @@ def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], Totals]:
 
 
 def reference(model: vlm.Muffin) -> Callable[[Any, Any], jax.Array]:
-    """Jitted (params, batch) -> float32[B, 2, T-1], packed [B, 2, K]: the very forward pass that the policy's loss runs."""
+    """Jitted (params, batch) -> float32[B, 2, T-1], packed [B, 2, K]: the very forward pass that the loss runs."""
     return jax.jit(lambda params, batch: batch_log_probs(model, params, batch))

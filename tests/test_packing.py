@@ -235,7 +235,15 @@ def test_per_target_values_find_their_way_back_to_their_rows(sources_of_both_lay
 def test_a_packed_run_writes_the_metrics_of_a_run_on_rows(small_run, tmp_path):
     lines = {}
     for layout in ("rows", "packed"):
-        config = small_run({"data.layout": layout, "optim.steps": 2, "eval_share": 0.2, "ddpo.label_mask": "muffin"})
+        config = small_run(
+            {
+                "data.layout": layout,
+                "optim.steps": 2,
+                "eval_share": 0.2,
+                "optim.warmup": 0.0,
+                "ddpo.label_mask": "muffin",
+            }
+        )
         experiment.train(config, tmp_path / layout)
         lines[layout] = metrics.read(tmp_path / layout / "metrics.jsonl")
     for found, wanted in zip(lines["packed"], lines["rows"], strict=True):
