@@ -12,8 +12,8 @@ IMAGE_TOKEN, VOCABULARY = 4000, 4096
 
 # Small enough for two CPU cores, large enough that matrix products take the time.
 SMALL = MuffinConfig(
-    Beit3Config(224, 16, width=192, layers=4, heads=4, ffn=768, queries=QUERIES, query_positions=QUERIES + 4),
-    LlamaConfig(VOCABULARY, width=256, layers=6, heads=4, kv_heads=4, ffn=688),
+    Beit3Config(224, 16, width=192, layers=4, heads=4, ffn=768, queries=QUERIES, query_positions=QUERIES + 4, unroll=4),
+    LlamaConfig(VOCABULARY, width=256, layers=6, heads=4, kv_heads=4, ffn=688, unroll=6),
     IMAGE_TOKEN,
 )
 

@@ -17,6 +17,7 @@ FLOOR = {
     "rlhfv_jax.models": 0,
     "rlhfv_jax.ops": 0,
     "rlhfv_jax.errors": 0,
+    "rlhfv_jax.gpu": 0,
     "rlhfv_jax.structs": 0,
     "rlhfv_jax.trees": 0,
     "rlhfv_jax.losses": 1,
