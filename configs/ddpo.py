@@ -35,6 +35,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.tokenizer = ""  # a sentencepiece .model file; empty: the one stored with init_from
     c.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
     c.remat = "named"  # activations kept for the backward pass: none (all), named, full (recompute)
+    c.attention = "xla"  # the language model's; or cudnn, splash, auto (those where rows are long): docs/performance.md
     c.seed = 42  # the released script's
 
     c.data = ml_collections.ConfigDict()

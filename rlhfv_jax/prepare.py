@@ -84,7 +84,7 @@ def build_model(s: Settings, tokenizer: MuffinTokenizer) -> vlm.Muffin:
         stored = checkpoint.read_meta(s.init_from)["model"]
         if lines := settings.differences(dataclasses.asdict(config), stored, "model."):
             raise UserError(f"This run's model differs from that of {s.init_from}: {'; '.join(lines)}.")
-    return vlm.Muffin(config, jnp.dtype(s.dtype), s.remat)
+    return vlm.Muffin(config, jnp.dtype(s.dtype), s.remat, s.attention)
 
 
 def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool = False) -> Rows:

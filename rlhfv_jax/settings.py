@@ -19,6 +19,7 @@ from rlhfv_jax.data.chat import LABEL_MASKS, TEMPLATES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.lora import Lora
 from rlhfv_jax.models.vlm import MuffinConfig
+from rlhfv_jax.ops import attention
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Settings:
     tokenizer: str
     dtype: str
     remat: str
+    attention: str
     seed: int
     data: Data
     ddpo: Ddpo
@@ -114,6 +116,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("ddpo", "sft"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "named", "full"),
+    "attention": attention.BACKENDS,
     "data.records": ("pairs", "questions"),
     "data.spans": ("auto", "diff"),
     "data.template": tuple(name for name, template in TEMPLATES.items() if template.opening is None),

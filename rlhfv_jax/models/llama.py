@@ -90,6 +90,7 @@ def empty_cache(config: LlamaConfig, batch: int, slots: int, dtype: Dtype = jnp.
 class Attention(nn.Module):
     config: LlamaConfig
     dtype: Dtype
+    backend: str = "xla"
 
     @nn.compact
     def __call__(self, x, kv, positions, lengths, mask, cursor):
@@ -106,7 +107,13 @@ class Attention(nn.Module):
             v = jax.lax.dynamic_update_slice_in_dim(kv[1], v.astype(kv[1].dtype), cursor, axis=1)
             kv = (k, v)
         context = attention(
-            q, k.astype(q.dtype), v.astype(q.dtype), causal=mask is None, key_lengths=lengths, mask=mask
+            q,
+            k.astype(q.dtype),
+            v.astype(q.dtype),
+            causal=mask is None,
+            key_lengths=lengths,
+            mask=mask,
+            backend=self.backend if kv is None else "xla",  # decoding has one query
         )
         context = checkpoint_name(context, "context")
         out = Linear([c.heads, c.head_size], [c.width], init_std=c.init_std, dtype=self.dtype, name="o")(context)
@@ -129,12 +136,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     config: LlamaConfig
     dtype: Dtype
+    backend: str = "xla"
 
     @nn.compact
     def __call__(self, x, kv, positions, lengths, mask, cursor):
         c = self.config
         x = constrain(x, BATCH)
-        out, kv = Attention(c, self.dtype, name="attention")(
+        out, kv = Attention(c, self.dtype, self.backend, name="attention")(
             RMSNorm(c.norm_eps, name="attention_norm")(x), kv, positions, lengths, mask, cursor
         )
         x = checkpoint_name(x + out, "residual")
@@ -180,6 +188,7 @@ class Llama(nn.Module):
     config: LlamaConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    backend: str = "xla"  # of attention, see `ops.attention`
 
     @nn.compact
     def __call__(
@@ -206,7 +215,7 @@ class Llama(nn.Module):
             out_axes=0,
             length=c.layers,
             unroll=c.unroll,
-        )(c, self.dtype, name="layers")
+        )(c, self.dtype, self.backend, name="layers")
         x, kv = layers(x, kv, positions, lengths, mask, cursor)
         if self.is_initializing():
             Head(c, name="head")()  # declared here, applied outside

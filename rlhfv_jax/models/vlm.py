@@ -51,6 +51,7 @@ class Muffin(nn.Module):
     config: MuffinConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    backend: str = "xla"  # of the language model's attention; the tower's 849 tokens without padding suit XLA
 
     @nn.compact
     def __call__(
@@ -87,7 +88,9 @@ class Muffin(nn.Module):
                     return paste(embeds, features, slots)
                 return splice(embeds, features, tokens == c.image_token)
 
-        return Llama(c.llm, self.dtype, self.remat, name="llm")(tokens, positions, lengths, mask, cache, edit)
+        return Llama(c.llm, self.dtype, self.remat, self.backend, name="llm")(
+            tokens, positions, lengths, mask, cache, edit
+        )
 
 
 def normalize(image: jax.Array) -> jax.Array:

@@ -1,9 +1,26 @@
-"""The only place that knows attention back ends."""
+"""The only place that knows attention back ends.
 
-from typing import NamedTuple
+    xla      any mask, any length, everywhere; holds the scores [B, N, T, S] in float32. The reference and the default.
+    cudnn    NVIDIA, 16-bit, even lengths; a mask becomes a bias, still T*S numbers, but no scores are held.
+    splash   TPU; skips blocks that the mask leaves empty. Each sequence has a mask of its own, given at run time.
+    auto     cudnn or splash where they run and T is over 512, else xla
+
+Never merge two attention calls by their residuals under a gradient: JAX's are wrong there.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec as P
+
+from rlhfv_jax.sharding import BATCH
+
+BACKENDS = ("xla", "cudnn", "splash", "auto")
+LONG = 512  # tokens; up to here the scores cost little
+BLOCK = 128  # splash takes whole blocks
 
 
 class Units(NamedTuple):
@@ -37,6 +54,7 @@ def attention(
     causal: bool = False,
     key_lengths: jax.Array | None = None,
     mask: jax.Array | Units | None = None,
+    backend: str = "xla",
 ) -> jax.Array:
     """Scaled dot-product attention, scale 1/sqrt(H), softmax in float32.
 
@@ -47,18 +65,71 @@ def attention(
       key_lengths: int32[B]; keys from there on are padding. Costs no mask tensor.
       mask: bool[B, T, S], true where query t may see key s; for what the two above cannot say. Or the units that q, k
         and v [G, N, ...] are made of: attention then is within each unit.
+      backend: one of BACKENDS.
 
     Returns:
       [B, T, N, H] in the dtype of q.
     """
     if isinstance(mask, Units):
         gathered = (_to_units(x, mask) for x in (q, k, v))
-        return _to_buffer(attention(*gathered, mask=mask.mask), mask)
+        return _to_buffer(attention(*gathered, mask=mask.mask, backend=backend), mask)
+    backend = automatic(q) if backend == "auto" else backend
+    if backend == "splash":
+        return _splash(q, k, v, _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask))
+    implementation: Any = backend
     if mask is not None:
         mask = mask[:, None]  # one mask for all heads
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="xla"
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation=implementation
     )
+
+
+def automatic(q: jax.Array) -> str:
+    """The back end of "auto" for queries like these, on the platform that JAX runs on."""
+    _, length, _, size = q.shape
+    if length <= LONG:
+        return "xla"
+    if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and length % 2 == 0 and size % 8 == 0 and size <= 128:
+        return "cudnn"
+    return "splash" if jax.default_backend() == "tpu" else "xla"
+
+
+def _whole_mask(shape: tuple, keys: int, causal: bool, key_lengths: jax.Array | None, mask: jax.Array | None):
+    """bool[B, T, S] that says what the three say together."""
+    whole = jnp.ones((shape[0], shape[1], keys), bool) if mask is None else mask
+    if causal:
+        whole &= jnp.tri(shape[1], keys, dtype=bool)
+    if key_lengths is not None:
+        whole &= jnp.arange(keys) < key_lengths[:, None, None]
+    return whole
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Splash attention with a mask for each sequence; lengths are padded to whole blocks. Interpreted off a TPU."""
+    length = q.shape[1]
+    if k.shape[1] != length:
+        raise ValueError(f"splash attention is for as many keys as queries; got {k.shape[1]} and {length}")
+    room = -length % BLOCK
+    q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q * q.shape[-1] ** -0.5, k, v))
+    mask = jnp.pad(mask, ((0, 0), (0, room), (0, room))) | jnp.eye(length + room, dtype=bool)  # no row sees nothing
+    call = jax.vmap(_splash_one)
+    if not jax.sharding.get_abstract_mesh().empty:  # the partitioner cannot cut a kernel, we can
+        heads = P(BATCH, None, "tensor")
+        call = jax.shard_map(call, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
+    return call(q, k, v, mask)[:, :length]
+
+
+def _splash_one(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    heads, length, _ = q.shape[1], *mask.shape
+    block = next(size for size in (512, 256, BLOCK) if length % size == 0)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    blocks: dict[str, Any] = dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block)
+    sizes = splash.BlockSizes(**blocks)
+    make = partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    kernel = make(jnp.broadcast_to(mask, (heads, length, length)), interpret=jax.default_backend() != "tpu")
+    for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):  # a flag that jax 0.10.2 turns into a tracer
+        setattr(kernel, name, getattr(kernel, name)._replace(is_dynamic_mask=True))
+    return kernel(*(x.swapaxes(0, 1) for x in (q, k, v))).swapaxes(0, 1).astype(q.dtype)
 
 
 def _to_units(x: jax.Array, units: Units) -> jax.Array:

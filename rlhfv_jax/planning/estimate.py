@@ -64,7 +64,9 @@ def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
     vocabulary, image_token = RELEASED_VOCABULARY
     if s.model.llm.vocab_size:
         vocabulary, image_token = s.model.llm.vocab_size, s.model.image_token
-    model = vlm.Muffin(settings.with_vocabulary(s.model, vocabulary, image_token), jnp.dtype(s.dtype), s.remat)
+    model = vlm.Muffin(
+        settings.with_vocabulary(s.model, vocabulary, image_token), jnp.dtype(s.dtype), s.remat, s.attention
+    )
     base = prepare.abstract_params(model)
     if s.lora.rank:  # a base that does not train is kept as it is computed with
         base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(s.dtype)), base)
