@@ -8,6 +8,7 @@ Memory is what the compiler says the program needs at once (temporaries) beside 
 machine's cores: for them the table has the loss and the work of one device, and no speed.
 """
 
+import sys
 from typing import Any
 
 import jax
@@ -64,7 +65,10 @@ def main(_: list[str]) -> None:
         "devices": [(8, 94.0, devices) for devices in (1, 2, 4, 8)],
     }[_OF.value]
     timed = _OF.value != "devices"
-    rows = [measure(layout, *case, timed) for case in cases for layout in ("rows", "packed")]
+    rows = []
+    for case in cases:
+        rows += [measure(layout, *case, timed) for layout in ("rows", "packed")]
+        print(*(list(row.values()) for row in rows[-2:]), sep="\n", file=sys.stderr, flush=True)
     assert timed or len({round(float(row["loss"]), 4) for row in rows}) == 1, "losses differ between devices"
     protocol.report(f"one update, by {_OF.value}", rows, _OUT.value)
 
