@@ -38,7 +38,8 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return {"fits": False, "capacity_gib": target.capacity_gib, "compiler": str(error).splitlines()[0][:300]}
+            why = " ".join(str(error).split())[:400]
+            return {"topology": target.name, "fits": False, "capacity_gib": target.capacity_gib, "compiler": why}
         seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes / GIB
