@@ -17,7 +17,9 @@ from rlhfv_jax.planning import estimate, targets
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "The hardware, as v5p:2x2x2 or a100_sxm_80:8.")
-_ROW_LENGTH = flags.DEFINE_integer("row_length", 256, "Tokens of a padded row, image tokens included.")
+_ROW_LENGTH = flags.DEFINE_integer(
+    "row_length", 256, "Tokens of a padded row, image tokens included; a packed pair has 4/3."
+)
 _PAIRS = flags.DEFINE_integer("pairs", 1400, "Rows of the data, for the number of steps.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "text for people, json for programs.")
 

@@ -79,3 +79,13 @@ def test_a_small_step_compiles_for_hardware_that_is_not_here(topology, module):
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["fits"] and np.isclose(found["alias_gib"], found["state_gib"], rtol=0.05)
+
+
+def test_a_packed_batch_is_planned_with_less_work_than_rows():
+    target = targets.Target("cpu:8", jax.devices(), 1.0, {})
+    config = cli._load(f"{cli.config_folder() / 'ddpo.py'}:mini")
+    config.update_from_flattened_dict(SIZES | {"data.layout": "packed"})
+    packed = estimate.plan(settings.from_dict(config.to_dict()), target, row_length=64, pairs=80)
+    rows = estimate.plan(small(), target, row_length=64, pairs=80)
+    assert packed["alias_gib"] == pytest.approx(packed["state_gib"], rel=0.01)
+    assert 0.3 < packed["flops_per_step"] / rows["flops_per_step"] < 0.95

@@ -15,7 +15,7 @@ from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import vlm
 from rlhfv_jax.planning.targets import GIB, Target
 from rlhfv_jax.settings import Settings
-from rlhfv_jax.structs import PairBatch, SftBatch
+from rlhfv_jax.structs import PackedBatch, PairBatch, SftBatch
 
 RELEASED_VOCABULARY = (32_004, 32_001)  # tokens and the image token of Muffin, where no tokenizer is read
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -31,7 +31,9 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
     total_steps = s.optim.steps or math.ceil(s.optim.epochs * pairs / s.optim.batch_size)
     step, state = train_step(s, mesh, total_steps)  # outside the mesh: what runs at once needs devices that are here
     with jax.set_mesh(mesh):
-        traced = step.trace(state, batch_of(s, row_length))
+        packed = s.data.layout == "packed"
+        batch = packed_batch_of(s, row_length, sharding.ways(mesh)) if packed else batch_of(s, row_length)
+        traced = step.trace(state, batch)
         started = time.perf_counter()
         try:
             compiled = traced.lower().compile(compiler_options=target.options or None)
@@ -99,6 +101,34 @@ def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
     if s.task == "ddpo":
         return PairBatch(**fields, ref_logps=of((b, 2, length - 1), jnp.float32))
     return SftBatch(**fields)
+
+
+def packed_batch_of(s: Settings, length: int, groups: int) -> PackedBatch:
+    """The shapes of packed pairs whose rows have `length` tokens: a unit has 4/3 of them, 6 of 10 with a target.
+
+    These are the paper's pairs (226 tokens a row, 294 a unit, 162 targets), rounded up.
+    """
+    b, size, t = s.optim.batch_size, s.model.tower.image_size, -(-4 * length // 3)
+    room = b // groups
+    n, r, k = room * t, room * t * 6 // 10, length // 2
+    of, integer, real = jax.ShapeDtypeStruct, jnp.int32, jnp.float32
+    return PackedBatch(
+        image=of((b, size, size, 3), jnp.uint8),
+        tokens=of((groups, n), integer),
+        positions=of((groups, n), integer),
+        slots=of((groups, room * s.model.tower.queries), integer),
+        unit=of((groups, room, t), integer),
+        place=of((groups, n), integer),
+        segment=of((groups, room, t), jnp.int8),
+        head=of((groups, r), integer),
+        labels=of((groups, r), integer),
+        pick=of((b, 2, k), integer),
+        weights=of((b, 2, k), real),
+        lengths=of((b, 2), integer),
+        ref_logps=of((b, 2, k), real),
+        row=of((b,), integer),
+        valid=of((b,), jnp.bool_),
+    )
 
 
 def state_bytes(state: Any, mesh: Mesh) -> int:
