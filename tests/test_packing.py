@@ -8,6 +8,7 @@ from rlhfv_jax import experiment, losses, metrics, sharding, steps
 from rlhfv_jax.data import buckets, encoding, packing, pipeline
 from rlhfv_jax.data.chat import MUFFIN
 from rlhfv_jax.models import vlm
+from rlhfv_jax.ops.logprobs import token_log_probs
 from rlhfv_jax.structs import IGNORE, PairBatch
 
 B, T, QUERIES, IMAGE = 8, 48, 4, 97
@@ -250,3 +251,17 @@ def test_a_packed_run_writes_the_metrics_of_a_run_on_rows(small_run, tmp_path):
         noise = {"rewards/accuracies"} if found["step"] == 0 else set()  # whether a rounding error is positive
         for name in wanted.keys() - set(metrics.TIMING) - noise:
             assert found[name] == pytest.approx(wanted[name], rel=1e-4, abs=1e-4), name
+
+
+def test_log_probs_in_chunks_are_those_at_once_in_value_and_gradient():
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden, head = jax.random.normal(keys[0], (2, 37, 16)), jax.random.normal(keys[1], (16, 128))
+    labels = jax.random.randint(keys[2], (2, 37), 0, 100).at[:, ::5].set(IGNORE)
+
+    def total(hidden, head, chunk):
+        logps = token_log_probs(hidden, head, labels, 100, chunk)
+        return (logps * (1 + labels)).sum(), logps
+
+    whole, parts = (jax.value_and_grad(total, (0, 1), has_aux=True)(hidden, head, chunk) for chunk in (8192, 16))
+    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-3)
