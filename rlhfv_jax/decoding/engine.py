@@ -19,15 +19,18 @@ from rlhfv_jax import adapters, checkpoint, settings, sharding
 from rlhfv_jax.data import tokenizer_record
 from rlhfv_jax.data.chat import TEMPLATES, Template, Turn
 from rlhfv_jax.data.tokenizer import Tokenizer
-from rlhfv_jax.decoding import batch, processors, sample, stops
+from rlhfv_jax.decoding import batch, beam, processors, sample, stops
 from rlhfv_jax.decoding.batch import Answer, Arrays, Delta, Prompt
 from rlhfv_jax.decoding.forward import Inputs, Network
 from rlhfv_jax.decoding.processors import Controls
+from rlhfv_jax.decoding.sample import Programs, Progress
 from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.decoding.text import TextStream, cut
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import llama, vlm
 from rlhfv_jax.models.llama import LlamaConfig
+
+NO_TOKEN = -1  # an end token that never comes
 
 
 class Engine:
@@ -61,10 +64,11 @@ class Engine:
         self.network = Network(config, jnp.dtype(dtype))
         self._ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self._hidden = stops.hidden_ids(tokenizer)
+        self._program = functools.cache(self._make_program)
+        self._stop_table = functools.lru_cache(maxsize=16)(self._make_stop_table)
         with jax.set_mesh(self.mesh):
             self._params = jax.jit(self.network.unstack)(params)
             self._features = jax.jit(self.network.features)
-        self._program = functools.cache(functools.partial(sample.programs, self.network))
 
     @classmethod
     def load(
@@ -127,39 +131,42 @@ class Engine:
         )
         with jax.set_mesh(self.mesh):
             controls, texts = self._controls(settings)
-            mode = sample.mode(settings)
-            program, slots = self._program(mode), batch.power_of_two(settings.max_new_tokens, batch.SHORTEST_ANSWER)
+            program = self._program(beam.mode(settings) if settings.num_beams > 1 else sample.mode(settings))
+            slots = batch.power_of_two(settings.max_new_tokens, batch.SHORTEST_ANSWER)
             inputs, row_seeds = self._inputs(arrays)
             limit = jnp.int32(settings.max_new_tokens)
             state = program.start(self._params, inputs, row_seeds, controls, limit, slots=slots)
-        count, choices = arrays.real, settings.num_answers
-        streams = [TextStream(functools.partial(self._text, settings), texts) for _ in range(count * choices)]
-        open_rows = set(range(count * choices))
-        step = 1
+        choices = settings.num_answers
+        streams = [TextStream(functools.partial(self._text, settings), texts) for _ in range(arrays.real * choices)]
+        open_rows, step = set(range(len(streams))), 1
         while open_rows:
             step = min(step + every, settings.max_new_tokens)
             with jax.set_mesh(self.mesh):
                 state = program.advance(self._params, state, controls, jnp.int32(step), width=arrays.tokens.shape[1])
-            generated, lengths, done, log_probs = jax.device_get(
-                (state.tokens, state.lengths, state.done, state.log_probs)
-            )
+                progress = jax.device_get(program.progress(state, choices))
             deltas = []
             for row in sorted(open_rows):
-                ids = tuple(map(int, generated[row, : lengths[row]]))
-                final = bool(done[row]) or step == settings.max_new_tokens
-                text, answer = streams[row].push(ids, final), None
+                ids = tuple(map(int, progress.tokens[row, : progress.lengths[row]]))
+                final = bool(progress.done[row]) or step == settings.max_new_tokens
+                if not final and progress.scores is not None:
+                    continue  # the best beam of now need not be the best one in the end
+                text = streams[row].push(ids, final)
                 if final:
                     open_rows.remove(row)
-                    probs = tuple(map(float, log_probs[row, : lengths[row]])) if settings.log_probs else None
-                    answer = self._answer(ids, probs, bool(done[row]), settings, texts)
                 if text or final:
+                    answer = self._answer(row, ids, progress, settings, texts) if final else None
                     deltas.append(Delta(row // choices, row % choices, text, answer))
             if deltas:
                 yield deltas
 
-    def _answer(self, ids, log_probs, ended: bool, settings: GenerationSettings, texts: Sequence[str]) -> Answer:
+    def _answer(self, row: int, ids: tuple[int, ...], progress: Progress, settings, texts: Sequence[str]) -> Answer:
+        log_probs = tuple(map(float, progress.log_probs[row, : len(ids)])) if settings.log_probs else None
+        score = None if progress.scores is None else float(progress.scores[row])
         text, stopped = cut(self._text(settings, ids), texts)
-        return Answer(text, ids, log_probs, "stop" if ended or stopped else "length")
+        return Answer(text, ids, log_probs, "stop" if progress.ended[row] or stopped else "length", score)
+
+    def _make_program(self, mode: sample.Mode | beam.Mode) -> Programs:
+        return (beam if isinstance(mode, beam.Mode) else sample).programs(self.network, mode)
 
     def _text(self, settings: GenerationSettings, ids: Sequence[int]) -> str:
         unseen = {*self._hidden.values(), *settings.stop_ids}
@@ -191,17 +198,14 @@ class Engine:
         """The settings as arrays, and the stop strings that are text; one that is a hidden token ends by its id."""
         names = [text for text in settings.stop if text in self._hidden]
         texts = tuple(text for text in settings.stop if text not in self._hidden)
-        ends = [*settings.stop_ids, *[self._hidden[name] for name in names]]
+        ends = [*settings.stop_ids, *[self._hidden[name] for name in names]] or [NO_TOKEN]
         return processors.controls(settings, self.network.llm.padded_vocab, ends, self._stop_table(texts)), texts
 
     @functools.cached_property
     def _pieces(self) -> list[bytes]:
         return stops.token_bytes(self.tokenizer, self.network.llm.padded_vocab)
 
-    @functools.lru_cache(maxsize=16)  # noqa: B019, an engine lives as long as its program
-    def _stop_table(self, texts: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-        if not texts:
-            return processors.no_stop_strings()
+    def _make_stop_table(self, texts: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
         moves, accepts = stops.table(self._pieces, texts)
         return jnp.asarray(moves), jnp.asarray(accepts)
 

@@ -42,7 +42,7 @@ def controls(
 
 
 def no_stop_strings() -> tuple[jax.Array, jax.Array]:
-    """The table of no strings."""
+    """The table of no strings, for programs that have none at all."""
     return jnp.zeros((0, 1, 1), jnp.uint8), jnp.zeros(0, jnp.uint8)
 
 
@@ -77,11 +77,12 @@ def limit(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
 
 
 def advance_stops(states: jax.Array, tokens: jax.Array, controls: Controls) -> tuple[jax.Array, jax.Array]:
-    """The next states of the stop strings' automata, uint8[..., N], and where the answers end: bool[...].
-
-    An answer ends with one of `end_ids`, or with a token that completes a stop string.
-    """
+    """The next states of the stop strings' automata, uint8[..., N], and where one of them is complete: bool[...]."""
     strings = jnp.arange(controls.stop_table.shape[0])
     states = controls.stop_table[strings, states, tokens[..., None]]
-    ended = jnp.any(tokens[..., None] == controls.end_ids, axis=-1)
-    return states, ended | jnp.any(states == controls.stop_accepts, axis=-1)
+    return states, jnp.any(states == controls.stop_accepts, axis=-1)
+
+
+def ends(tokens: jax.Array, controls: Controls) -> jax.Array:
+    """bool[...], which tokens are `end_ids`."""
+    return jnp.any(tokens[..., None] == controls.end_ids, axis=-1)

@@ -54,14 +54,27 @@ class DecodingState(NamedTuple):
     cache: Cache
 
 
+class Progress(NamedTuple):
+    """What a state says of its answers, R of them."""
+
+    tokens: jax.Array  # int32[R, N]
+    lengths: jax.Array  # int32[R]
+    log_probs: jax.Array  # float32[R, N], or N = 0
+    done: jax.Array  # bool[R], nothing about the answer will change
+    ended: jax.Array  # bool[R], where done: by an end token or a stop string
+    scores: jax.Array | None  # float32[R], what beams are ranked by
+
+
 class Programs(NamedTuple):
     """`start(params, inputs, seeds, controls, limit, slots=N) -> state`, seeds uint32[R], slots static.
 
     `advance(params, state, controls, until, width=T) -> state`, which consumes the state it is given.
+    `progress(state, answers) -> Progress`, for so many answers to a prompt.
     """
 
     start: Any
     advance: Any
+    progress: Any
 
 
 def programs(network: Network, mode: Mode) -> Programs:
@@ -69,7 +82,12 @@ def programs(network: Network, mode: Mode) -> Programs:
     return Programs(
         jax.jit(partial(_start, network, mode), static_argnames="slots"),
         jax.jit(partial(_advance, network, mode), static_argnames="width", donate_argnames="state"),
+        _progress,
     )
+
+
+def _progress(state: DecodingState, answers: int) -> Progress:
+    return Progress(state.tokens, state.lengths, state.log_probs, state.done, state.done, None)
 
 
 def _start(
@@ -134,7 +152,7 @@ def _choose(mode: Mode, state: DecodingState, logits: jax.Array, controls: Contr
         token = jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
     else:
         token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    stops, ended = processors.advance_stops(state.stops, token, controls)
+    stops, stopped = processors.advance_stops(state.stops, token, controls)
     seen, log_probs, open_rows = state.seen, state.log_probs, ~state.done
     if mode.penalized:
         seen = seen.at[rows, token].set(True)
@@ -146,7 +164,7 @@ def _choose(mode: Mode, state: DecodingState, logits: jax.Array, controls: Contr
         tokens=state.tokens.at[:, state.step].set(jnp.where(open_rows, token, 0)),
         log_probs=log_probs,
         lengths=state.lengths + open_rows,
-        done=state.done | ended,
+        done=state.done | stopped | processors.ends(token, controls),
         last=token,
         stops=stops,
         seen=seen,

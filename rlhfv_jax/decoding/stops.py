@@ -14,6 +14,7 @@ from rlhfv_jax.data.tokenizer import CONTROL, PAD, Tokenizer
 from rlhfv_jax.errors import UserError
 
 LONGEST = 64  # bytes of a stop string; a state fits a byte, and the table stays small
+NEVER = 255  # a state that no automaton reaches
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -51,16 +52,22 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
 
 
 def table(pieces: Sequence[bytes], stops: Sequence[str]) -> StopTable:
-    """The automata of the stop strings over tokens that stand for `pieces`. Raises UserError for one too long."""
+    """The automata of the stop strings over tokens that stand for `pieces`. Raises UserError for one too long.
+
+    States are filled up to a multiple of 16, and strings to a power of two with ones that never end, so that other
+    strings seldom are other shapes.
+    """
     encoded = [stop.encode() for stop in stops]
     for stop, content in zip(stops, encoded, strict=True):
         if not 0 < len(content) <= LONGEST:
             raise UserError(f"The stop string {stop!r} has {len(content)} bytes; expected 1 to {LONGEST}.")
-    states = max((len(content) for content in encoded), default=0) + 1
-    moves = np.zeros((len(stops), states, len(pieces)), np.uint8)
+    states = -(-(max((len(content) for content in encoded), default=0) + 1) // 16) * 16
+    count = 1 << max(len(stops) - 1, 0).bit_length()
+    moves = np.zeros((count, states, len(pieces)), np.uint8)
+    accepts = np.full(count, NEVER, np.uint8)
     for i, content in enumerate(encoded):
-        moves[i] = _moves(pieces, content, states)
-    return StopTable(moves, np.asarray([len(content) for content in encoded], np.uint8))
+        moves[i], accepts[i] = _moves(pieces, content, states), len(content)
+    return StopTable(moves, accepts)
 
 
 def _moves(pieces: Sequence[bytes], stop: bytes, states: int) -> np.ndarray:
