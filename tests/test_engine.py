@@ -51,3 +51,22 @@ def test_every_golden_run_has_the_released_codes_ids(engine, fixtures, monkeypat
                 assert answer.text == cut(run["texts"][row], run["stop_keywords"])[0]
             if len(prompts) == 1 and answer.score is not None:
                 assert answer.score == pytest.approx(run["sequences_scores"][0], abs=1e-5)
+
+
+def test_a_mixed_batch_on_eight_devices_and_a_stream_are_the_answers_one_by_one(engine, fixtures):
+    images = [Image.open(path) for path in sorted((fixtures / "images").glob("img*.png"))[:2]]
+    prompts = [
+        engine.prompt("What is this?", images[0]),
+        engine.prompt("Say a word."),
+        engine.prompt("Who?", images[1]),
+    ]
+    settings = muffin_release(max_new_tokens=10, num_beams=1).settings
+    alone = [engine.answer([prompt], settings)[0][0] for prompt in prompts]
+    many = Engine(TINY_MUFFIN, tiny_muffin(), engine.tokenizer, mesh=sharding.make_mesh(data=4, fsdp=2))
+    for found in (engine.answer(prompts, settings), many.answer(prompts, settings)):
+        assert [answer.token_ids for [answer] in found] == [answer.token_ids for answer in alone]
+    texts = ["", "", ""]
+    for deltas in engine.stream(prompts, settings, every=3):
+        for delta in deltas:
+            texts[delta.row] += delta.text
+    assert texts == [answer.text for answer in alone]
