@@ -1,11 +1,12 @@
 """Decoding with the static cache against the model applied to ever longer rows."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhfv_jax.decoding.sample import sampler
+from rlhfv_jax.decoding import processors, sample
+from rlhfv_jax.decoding.forward import Inputs, Network
+from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.models import vlm
 from rlhfv_jax.models.llama import head_kernel
 
@@ -39,11 +40,19 @@ def plain(tiny_config, tiny_params, prompts):
     return np.asarray(rows)
 
 
-def decode(config, params, prompts, temperature, rows=slice(None), stop=98, seeds=(1, 2, 3, 4)):
-    tokens, image = prompts
-    program = sampler(vlm.Muffin(config), max_new_tokens=NEW, temperature=temperature, stop_id=stop, pad_id=PAD)
-    seeds = np.asarray(seeds, np.uint32)
-    return np.asarray(program(params, image, tokens, jnp.asarray(LENGTHS), seeds))[rows]
+def decode(config, params, prompts, temperature, stop=98, seeds=(1, 2, 3, 4), lengths=LENGTHS, new=NEW):
+    """The answers, int32[rows, new]; PAD from the stop token on."""
+    (tokens, image), network = prompts, Network(config)
+    settings = GenerationSettings(new, temperature=temperature)
+    program = sample.programs(network, sample.mode(settings))
+    controls = processors.controls(settings, 128, [stop], processors.no_stop_strings())
+    params = network.unstack(params)
+    image_of = np.arange(len(tokens)) // (len(tokens) // len(image))
+    inputs = Inputs(tokens, np.asarray(lengths), network.features(params, image), image_of)
+    state = program.start(params, inputs, np.asarray(seeds, np.uint32), controls, new, slots=new)
+    state = program.advance(params, state, controls, new, width=tokens.shape[1])
+    found = np.array(state.tokens)
+    return np.where((np.arange(new) < np.asarray(state.lengths)[:, None]) & (found != stop), found, PAD)
 
 
 def test_greedy_answers_equal_whole_forward_passes(tiny_config, tiny_params, prompts, plain):
@@ -63,21 +72,17 @@ def test_a_sampled_row_depends_on_its_own_seed_alone(tiny_config, tiny_params, p
     others = decode(tiny_config, tiny_params, prompts, 1.0, seeds=(7, 8, 3, 9))
     assert np.array_equal(both[2], others[2])
     assert not np.array_equal(both[:2], others[:2])
-    program = sampler(vlm.Muffin(tiny_config), max_new_tokens=NEW, temperature=1.0, stop_id=98, pad_id=PAD)
     tokens, image = prompts
-    seeds = np.asarray((3, 4), np.uint32)
-    alone = np.asarray(program(tiny_params, image[1:], tokens[2:], jnp.asarray(LENGTHS[2:]), seeds))
+    alone = decode(tiny_config, tiny_params, (tokens[2:], image[1:]), 1.0, seeds=(3, 4), lengths=LENGTHS[2:])
     assert np.array_equal(alone, both[2:])
 
 
 def test_sampling_follows_the_models_distribution(tiny_config, tiny_params, prompts):
     """Frequencies of the first token over many seeds against the softmax, within five standard errors."""
     tokens, image = prompts
-    program = sampler(vlm.Muffin(tiny_config), max_new_tokens=1, temperature=0.7, stop_id=98, pad_id=PAD)
     count = 3000
-    many = np.repeat(tokens[:1], count, axis=0)
-    lengths = jnp.full((count,), 14, jnp.int32)
-    found = np.asarray(program(tiny_params, image[:1], many, lengths, np.arange(count, dtype=np.uint32)))[:, 0]
+    many = np.repeat(tokens[:1], count, axis=0), image[:1]
+    found = decode(tiny_config, tiny_params, many, 0.7, seeds=range(count), lengths=[14] * count, new=1)[:, 0]
     hidden = vlm.Muffin(tiny_config).apply({"params": tiny_params}, tokens[:1], image[:1])[0][0, -1]
     logits = np.asarray(hidden @ head_kernel(tiny_params["llm"]), np.float64)[:100] / 0.7
     expected = np.exp(logits - logits.max())

@@ -71,15 +71,7 @@ class Muffin(nn.Module):
                 check_rows(tokens.shape[0], image.shape[0])
             if slots is None and not isinstance(tokens, jax.core.Tracer):
                 check_image_tokens(tokens, c, lengths)
-            features = Beit3(c.tower, self.dtype, self.remat, name="tower")(normalize(image))
-            features = Linear(
-                [c.tower.width],
-                [c.llm.width],
-                use_bias=True,
-                init_std=c.llm.init_std,
-                dtype=self.dtype,
-                name="projector",
-            )(features)
+            features = projector(c, self.dtype)(tower(c, self.dtype, self.remat)(normalize(image)))
             if slots is None:
                 features = jnp.repeat(features, tokens.shape[0] // image.shape[0], axis=0)
 
@@ -91,6 +83,17 @@ class Muffin(nn.Module):
         return Llama(c.llm, self.dtype, self.remat, self.backend, name="llm")(
             tokens, positions, lengths, mask, cache, edit
         )
+
+
+def tower(config: MuffinConfig, dtype: Dtype = jnp.float32, remat: str = "none") -> Beit3:
+    """The module of the parameters under tower/: images in [-1, 1] -> [B, Q, E]."""
+    return Beit3(config.tower, dtype, remat, name="tower")
+
+
+def projector(config: MuffinConfig, dtype: Dtype = jnp.float32) -> Linear:
+    """The module of the parameters under projector/: [B, Q, E] -> [B, Q, D]."""
+    std = config.llm.init_std
+    return Linear([config.tower.width], [config.llm.width], use_bias=True, init_std=std, dtype=dtype, name="projector")
 
 
 def normalize(image: jax.Array) -> jax.Array:
