@@ -19,6 +19,7 @@ FLOOR = {
     "rlhfv_jax.errors": 0,
     "rlhfv_jax.structs": 0,
     "rlhfv_jax.trees": 0,
+    "rlhfv_jax.endpoint": 1,
     "rlhfv_jax.losses": 1,
     "rlhfv_jax.metrics": 1,
     "rlhfv_jax.sharding": 1,
