@@ -86,6 +86,7 @@ class Failure:
 
     reason: str
     attempts: int
+    refused: bool = False  # the server will not take this request; asking again would give the same
 
 
 class _Passing(Exception):
@@ -239,7 +240,7 @@ class _Session:
             ) from error
         if status in RETRIED or status >= 500:
             raise _Passing(words, wait, crowded=status == 429) from error
-        return Failure(words, attempt)
+        return Failure(words, attempt, refused=True)
 
 
 def _reply(completion: Any, attempt: int) -> Reply:

@@ -73,7 +73,8 @@ def test_a_refused_request_is_not_tried_again():
     refusal = Fault(400, "This model's maximum context length is 8192 tokens.", "context_length_exceeded")
     with FakeEndpoint(echo, lambda count, body: refusal) as server:
         results = ask(quick(server), ["q"])
-    assert isinstance(results["q"], Failure) and "context length" in results["q"].reason and len(server.calls) == 1
+    assert isinstance(results["q"], Failure) and results["q"].refused and len(server.calls) == 1
+    assert "context length" in results["q"].reason
 
 
 def test_requests_keep_to_the_rate():
