@@ -55,6 +55,13 @@ def test_other_settings_prompts_and_models_are_asked_anew():
     assert key_of("judge", Request("renamed", one.messages, one.settings), 0) == key_of("judge", one, 0)
 
 
+def test_equal_prompts_are_asked_once(tmp_path):
+    twins = [Request(name, REQUESTS[4].messages) for name in ("a", "b")]
+    with FakeEndpoint(number) as server:
+        assert run(tmp_path, server, twins).verdicts == {"a": 4, "b": 4}
+    assert len(server.calls) == 1
+
+
 def test_an_unreadable_verdict_is_asked_again_and_only_that(tmp_path):
     seen = Counter()
 
@@ -124,9 +131,8 @@ def test_without_a_judge_the_prompts_wait_and_their_replies_are_read(tmp_path):
     assert [one["messages"] for one in prompts] == [list(request.messages) for request in REQUESTS]
     with (tmp_path / "replies.jsonl").open("a") as file:
         for at, one in enumerate(prompts):
-            file.write(
-                json.dumps({"key": one["key"], "model": "judge", "served": "a person", "content": str(at)}) + "\n"
-            )
+            line = {"key": one["key"], "model": "judge", "served": "a person", "content": str(at)}
+            file.write(json.dumps(line) + "\n")
     found = run(tmp_path)
     assert found.verdicts == {f"item{i}": i for i in range(10)} and found.record["served"] == ["a person"]
 

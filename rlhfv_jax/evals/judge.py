@@ -1,7 +1,7 @@
 """Asking a judge: every reply is stored at once, an unreadable verdict is asked again, and nothing is made up.
 
-What a benchmark gives is a list of requests and a parser of verdicts; what it gets is a `Judgment`: the verdict of every
-item whose reply could be read, and the others by id with the reason.
+A benchmark gives a list of requests and a parser of verdicts and gets a `Judgment`: the verdict of every item whose
+reply could be read, and the others by id with the reason.
 """
 
 import json
@@ -58,14 +58,14 @@ def judge(requests: Sequence[Request], parse: Parse, who: Judge, replies: Replie
     refused: dict[str, str] = {}
     asks = 1 if who.official_parse else who.asks
     for ask in range(asks):
-        open_requests = [
-            r for r in requests if r.id not in refused and not _readable(r, parse, who.model, replies, ask)
-        ]
-        missing = {r.id: r for r in open_requests if replies.get(key_of(who.model, r, ask)) is None}
+        still = [r for r in requests if r.id not in refused and not _readable(r, parse, who.model, replies, ask)]
+        keyed = {key_of(who.model, r, ask): r for r in reversed(still)}  # equal prompts are asked once
+        missing = [r for key, r in reversed(keyed.items()) if replies.get(key) is None]
         if missing and who.endpoint is None:
-            _write_prompts(prompts, list(missing.values()), who.model, ask, replies.path)
+            _write_prompts(prompts, missing, who.model, ask, replies.path)
         if missing and who.endpoint is not None:
-            refused |= _ask(list(missing.values()), who.endpoint, replies, ask)
+            no = _ask(missing, who.endpoint, replies, ask)
+            refused |= {r.id: no[key] for r in still if (key := key_of(who.model, r, ask)) in no}
     return _collect(requests, parse, who, replies, refused, asks)
 
 
@@ -86,15 +86,18 @@ def _verdict(content: str, parse: Parse) -> tuple[Any] | None:
 
 
 def _ask(requests: Sequence[Request], where: Endpoint, replies: Replies, ask: int) -> dict[str, str]:
-    """Stores what the endpoint answers; returns the requests it refuses, with its words."""
+    """Stores what the endpoint answers; returns the keys of the requests it refuses, with its words."""
     refused: dict[str, str] = {}
     failed: dict[str, str] = {}
 
     def done(request: Request, result: Reply | Failure) -> None:
+        key = key_of(where.model, request, ask)
         if isinstance(result, Reply):
-            replies.add(key_of(where.model, request, ask), where.model, request, ask, result)
+            replies.add(key, where.model, request, ask, result)
+        elif result.refused:
+            refused[key] = result.reason
         else:
-            (refused if result.refused else failed)[request.id] = result.reason
+            failed[request.id] = result.reason
 
     endpoint.ask(where, requests, done)
     if failed:
@@ -130,8 +133,8 @@ def _collect(
     if not who.official_parse and len(unjudged) > who.max_unjudged * len(requests):
         name, reason = next(iter(unjudged.items()))
         raise UserError(
-            f"{len(unjudged)} of {len(requests)} items have no verdict (item {name}: {reason}), more than "
-            f"--max_unjudged={who.max_unjudged:g} of them; see {replies.path}, or take a judge that keeps to the format."
+            f"{len(unjudged)} of {len(requests)} items have no verdict (item {name}: {reason}), more than a share of "
+            f"--max_unjudged={who.max_unjudged:g}; see {replies.path}, or take a judge that keeps to the format."
         )
     days = sorted({str(line["time"])[:10] for line in used if line.get("time")})
     record = {

@@ -47,9 +47,7 @@ def questions(
         if name not in answers:
             raise UserError(f"LLaVA-Bench question {name} has no reference answer.")
         if row["image"] not in described:
-            raise UserError(
-                f"LLaVA-Bench question {name}: there are no captions and boxes of its image {row['image']}."
-            )
+            raise UserError(f"LLaVA-Bench question {name}: no captions and boxes of its image {row['image']}.")
         if row["category"] not in CATEGORIES:
             raise UserError(
                 f"LLaVA-Bench question {name} is of category {row['category']!r}; expected {', '.join(CATEGORIES)}."

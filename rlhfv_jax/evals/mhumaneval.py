@@ -1,8 +1,8 @@
 """MHumanEval: hallucination by type, from the segments that people marked in 146 answers.
 
-The 96 answers of MMHal-Bench and 50 of Object HalBench. A rate is the share of answers with a segment of the type; "all"
-counts answers with a segment of any type, others included. The same labels give MMHal-Bench's Resp. (over its 96) and
-the number of hallucinated segments of the paper's Fig. 2.
+The 96 answers of MMHal-Bench and 50 of Object HalBench. A rate is the share of answers with a segment of the type;
+"all" counts answers with a segment of any type, others included. The same labels give MMHal-Bench's Resp. (over its
+96) and the number of hallucinated segments of the paper's Fig. 2.
 """
 
 from collections.abc import Iterable, Mapping
