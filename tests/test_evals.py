@@ -49,8 +49,16 @@ def chair_answers(data):
 
 @pytest.mark.parametrize(
     "name",
-    ["objhal300_minicpm_beam", "opera_instructblip_greedy", "opera_shikra_greedy", "lim_r1-llava1.5-7b"]
-    + ["lim_r11-minigptv2", "pope_Instruction2_llava", "pope_Instruction2_minigpt-4", "pope_Instruction1_instructblip"],
+    [
+        "objhal300_minicpm_beam",
+        "opera_instructblip_greedy",
+        "opera_shikra_greedy",
+        "lim_r1-llava1.5-7b",
+        "lim_r11-minigptv2",
+        "pope_Instruction2_llava",
+        "pope_Instruction2_minigpt-4",
+        "pope_Instruction1_instructblip",
+    ],
 )
 def test_chair_equals_the_official_scorer_per_row_and_in_total(name):
     data = rows(f"chair/{name}.jsonl")
@@ -91,7 +99,7 @@ def test_pope_equals_the_official_scorer():
             value = scores.metrics[f"{setting}/{ours}"].value
             assert value == pytest.approx(100 * official[setting][theirs], abs=1e-9)
     assert scores.metrics["mean_f1"].value == pytest.approx(100 * official["mean_f1"], abs=1e-9)
-    with pytest.raises(UserError, match="has no answer|have no answer"):
+    with pytest.raises(UserError, match="have no answer"):
         pope.score_records(answers[1:], records)
 
 
@@ -110,8 +118,15 @@ def test_amber_discriminative_equals_the_official_scorer(name):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"question_id": 1, "text": "a"}\n{"question_id": "1", "text": "b"}', '{"question_id": 1', '{"text": "a"}']
-    + ['{"question_id": 1}', '{"question_id": 1, "text": null}', "[1]", '{"question_id": true, "text": "a"}'],
+    [
+        '{"question_id": 1, "text": "a"}\n{"question_id": "1", "text": "b"}',
+        '{"question_id": 1',
+        '{"text": "a"}',
+        '{"question_id": 1}',
+        '{"question_id": 1, "text": null}',
+        "[1]",
+        '{"question_id": true, "text": "a"}',
+    ],
 )
 def test_a_hostile_answer_file_is_refused(tmp_path, text):
     (tmp_path / "a.jsonl").write_text(text)

@@ -1,4 +1,4 @@
-"""AMBER's discriminative half: yes/no questions on existence, attributes and relations, scored as the official script."""
+"""AMBER's discriminative half: yes/no questions scored as the official script does."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

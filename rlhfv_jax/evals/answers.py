@@ -65,7 +65,7 @@ def read_answers(path: str | Path) -> AnswerFile:
 
 
 def read_objects(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """(where, object) of every line of a JSONL file that is not blank, or of every item of a file with one JSON list."""
+    """(where, object) of every non-blank line of a JSONL file, or of every item of one JSON list."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

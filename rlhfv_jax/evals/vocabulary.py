@@ -1,5 +1,6 @@
-"""Objects named in a text, by a synonym file: tokens, noun lemmas, double words, vocabulary, as the official scorer does."""
+"""Objects named in a text, by a synonym file: tokens, noun lemmas, double words, as the official scorer does."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,18 @@ from punkt import sent_tokenize
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.lemmas import noun_lemma
 
-_TOKENIZER = NLTKWordTokenizer()
+
+class _Tokenizer(NLTKWordTokenizer):
+    """The rules of nltk 3.8, which the official scorer ran on: long dashes stay, a quote parts from one letter only."""
+
+    STARTING_QUOTES = (
+        *NLTKWordTokenizer.STARTING_QUOTES[:-1],
+        (re.compile(r"(?i)(')(?!re|ve|ll|m|t|s|d|n)(\w)\b"), r"\1 \2"),
+    )
+    PUNCTUATION = tuple(rule for rule in NLTKWordTokenizer.PUNCTUATION if not rule[0].match("\u2014"))
+
+
+_TOKENIZER = _Tokenizer()
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
 FILE = "synonyms_refine.txt"
 SOURCE = "RLHF-V/RLHF-V, eval/data"
@@ -36,7 +48,7 @@ def read_vocabulary(references: str | Path) -> Vocabulary:
         raise UserError(f"Cannot read {path} as UTF-8 text ({error}).") from error
     if len(lines) != 80:
         raise UserError(f"{path}: expected 80 lines, one an object, found {len(lines)}.")
-    node = {}
+    node: dict[str, str] = {}
     for line in lines:
         words = [word.strip() for word in line.strip().split(", ")]
         node |= dict.fromkeys(words, words[0])
