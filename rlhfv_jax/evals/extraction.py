@@ -5,11 +5,16 @@ Object HalBench are of this path.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlhfv_jax.endpoint import Request
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.evals.answers import Answer
+from rlhfv_jax.evals.judge import Judgment
+from rlhfv_jax.evals.objhal import clean, score_words
+from rlhfv_jax.evals.scores import Scores
+from rlhfv_jax.evals.vocabulary import Vocabulary, in_vocabulary
 
 SETTINGS = {"temperature": 0.2, "top_p": 1, "max_tokens": 512}
 SHORT = 3  # answers of so many words or fewer mention nothing, and the judge is not asked
@@ -17,11 +22,6 @@ NOUNS = ("NN", "NNS", "NNP", "NNPS")
 
 Tagged = Sequence[tuple[str, str]]  # (lemma, Penn Treebank tag) of each token
 Tagger = Callable[[str], Tagged]
-
-
-def clean(answer: str) -> str:
-    """The answer as the released scorer reads it."""
-    return answer.replace("Assistant:", "").strip()
 
 
 def needs_judge(answer: str) -> bool:
@@ -63,8 +63,8 @@ def parse_any(reply: str) -> Any:
         return json.loads(reply.strip().split("\n")[-1])
 
 
-def objects(extracted: Sequence[str], tagger: Tagger, double_words: Collection[str]) -> list[str]:
-    """The object words of the extracted strings, each once, in order; `double_words` are the two-word keys.
+def objects(extracted: Sequence[str], tagger: Tagger, doubles: Mapping[str, str]) -> list[str]:
+    """The object words of the extracted strings, each once, in order; `doubles` are the vocabulary's double words.
 
     A string with double words gives these and nothing else; any other gives each run of its nouns, joined.
     """
@@ -72,17 +72,17 @@ def objects(extracted: Sequence[str], tagger: Tagger, double_words: Collection[s
     for text in extracted:
         tagged = tagger("a " + text)
         lemmas = [lemma for lemma, _ in tagged]
-        found.update(dict.fromkeys(_doubles(lemmas, double_words) or _noun_runs(tagged)))
+        found.update(dict.fromkeys(_doubles(lemmas, doubles) or _noun_runs(tagged)))
     return list(found)
 
 
-def _doubles(lemmas: Sequence[str], double_words: Collection[str]) -> list[str]:
+def _doubles(lemmas: Sequence[str], doubles: Mapping[str, str]) -> list[str]:
     hits, at = [], 0
     while at < len(lemmas) - 1:
         pair = f"{lemmas[at]} {lemmas[at + 1]}"
-        hit = pair in double_words
+        hit = pair in doubles
         if hit:
-            hits.append(pair)
+            hits.append(doubles[pair])
         at += 2 if hit else 1
     return hits
 
@@ -95,3 +95,29 @@ def _noun_runs(tagged: Tagged) -> list[str]:
         elif runs[-1]:
             runs.append([])
     return [" ".join(run) for run in runs if run]
+
+
+def score(
+    answers: Sequence[Answer],
+    truths: Sequence[set[str]],
+    vocabulary: Vocabulary,
+    judgment: Judgment,
+    tagger: Tagger,
+    tagger_name: str,
+) -> Scores:
+    """CHAIR over the extracted objects. Answers that were asked about and have no verdict are left out, and listed.
+
+    `tagger_name` goes into the settings: the official tagger is a model that few have.
+    """
+    kept = [
+        (answer, truth)
+        for answer, truth in zip(answers, truths, strict=True)
+        if answer.question_id in judgment.verdicts or not needs_judge(answer.text)
+    ]
+    named = []
+    for answer, _ in kept:
+        extracted = judgment.verdicts[answer.question_id] if needs_judge(answer.text) else []
+        named.append(in_vocabulary(objects(extracted, tagger, vocabulary.doubles), vocabulary))
+    scores = score_words([one for one, _ in kept], named, [truth for _, truth in kept], vocabulary, "chat model")
+    settings = {**scores.settings, "tagger": tagger_name, "judging": dict(judgment.record)}
+    return Scores(scores.benchmark, scores.metrics, settings, judgment.name, scores.items)

@@ -16,6 +16,8 @@ from rlhfv_jax.endpoint import Endpoint, Failure, Reply, Request
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.replies import Replies, key_of
 
+OFFICIAL = "official"
+
 Parse = Callable[[str], Any]  # a verdict from a reply's text; raises ValueError where there is none
 
 
@@ -41,7 +43,17 @@ class Judgment:
     verdicts: Mapping[str, Any]
     contents: Mapping[str, str]  # the reply behind each verdict, or the last one that could not be read
     unjudged: Mapping[str, str]  # item id -> why it has no verdict
-    record: Mapping[str, Any]  # for scores.json: model, served, replies, asked_again, unjudged, days, parse
+    record: Mapping[str, Any]  # for scores.json: model, served, items, asked_again, unjudged, days, parse
+
+    @property
+    def name(self) -> str:
+        """The judge as a score names it: as the server did, which is often a dated name of the model asked for."""
+        return self.record["served"][0] if self.record["served"] else self.record["model"]
+
+    @property
+    def official(self) -> bool:
+        """Whether what cannot be read counts as the official scorer has it."""
+        return self.record["parse"] == OFFICIAL
 
 
 def judge(requests: Sequence[Request], parse: Parse, who: Judge, replies: Replies, prompts: Path) -> Judgment:
@@ -144,7 +156,7 @@ def _collect(
         "asked_again": asked_again,
         "unjudged": dict(unjudged),
         "days": days[:1] + days[-1:] if len(days) > 1 else days,
-        "parse": "official" if who.official_parse else f"strict, asked up to {asks} times",
+        "parse": OFFICIAL if who.official_parse else f"strict, asked up to {asks} times",
     }
     return Judgment(verdicts, contents, unjudged, record)
 

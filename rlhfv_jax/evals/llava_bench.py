@@ -10,13 +10,18 @@ from typing import Any
 
 from rlhfv_jax.endpoint import Request
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.evals.answers import Answer
+from rlhfv_jax.evals.judge import Judgment
+from rlhfv_jax.evals.scores import Metric, Scores
+from rlhfv_jax.evals.statistics import ratio
 
+NAME = "llava_bench"
 ITEMS = 90
 CATEGORIES = ("conv", "detail", "complex")
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 SETTINGS = {"temperature": 0.2, "max_tokens": 180}
 
-Scores = tuple[float, float]  # of the reference answer and of the model's
+Pair = tuple[float, float]  # scores of the reference answer and of the model's
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def request(item: Question, answer: str, rules: Mapping[str, Mapping[str, str]])
     return Request(item.id, ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text}), SETTINGS)
 
 
-def parse(review: str) -> Scores:
+def parse(review: str) -> Pair:
     """The two scores on the first line of a review. Raises ValueError where there are not exactly two numbers."""
     parts = review.split("\n")[0].replace(",", " ").split(" ")
     if len(parts) != 2:
@@ -84,8 +89,41 @@ def parse(review: str) -> Scores:
     return first, second
 
 
-def relative(scores: Iterable[Scores]) -> float:
+def relative(scores: Iterable[Pair]) -> float:
     """Percent: the model's mean score of the reference's, rounded where the released summary rounds."""
     pairs = list(scores)
     first, second = (round(sum(column) / len(pairs), 3) for column in zip(*pairs, strict=True))
     return round(second / first * 100, 1)
+
+
+def summary(pairs: Sequence[Pair]) -> Metric:
+    """The relative score with the bootstrap interval of the ratio."""
+    around = ratio([second for _, second in pairs], [first for first, _ in pairs], 100)
+    return Metric(relative(pairs), around.low, around.high, len(pairs))
+
+
+def score(items: Sequence[Question], answers: Mapping[str, Answer], judgment: Judgment) -> Scores:
+    """Relative scores, `all` and by category, over the items with a verdict; as officially, the others are left out.
+
+    Raises:
+      UserError: no item has a verdict.
+    """
+    pairs: Mapping[str, Pair] = judgment.verdicts
+    judged = [item for item in items if item.id in pairs]
+    if not judged:
+        raise UserError(f"{NAME}: no answer has scores.")
+    groups = {kind: [pairs[item.id] for item in judged if item.category == kind] for kind in CATEGORIES}
+    metrics = {kind: summary(group) for kind, group in groups.items() if group}
+    metrics["all"] = summary([pairs[item.id] for item in judged])
+    rows = [
+        {
+            "question_id": item.id,
+            "category": item.category,
+            "question": item.question,
+            "text": answers[item.id].text,
+            "scores": list(pairs[item.id]) if item.id in pairs else None,
+            "review": judgment.contents.get(item.id),
+        }
+        for item in items
+    ]
+    return Scores(NAME, metrics, {"judging": dict(judgment.record)}, judgment.name, rows)

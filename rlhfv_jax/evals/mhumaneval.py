@@ -5,12 +5,15 @@ The 96 answers of MMHal-Bench and 50 of Object HalBench. A rate is the share of 
 96) and the number of hallucinated segments of the paper's Fig. 2.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.evals.scores import Metric, Scores
+from rlhfv_jax.evals.statistics import ratio
 
+NAME = "mhumaneval"
 ITEMS = 146
 TYPES = ("object", "position", "number", "other")
 OTHERS = ("attribute", "action", "misc", "miscellaneous", "color", "scene")  # types of corrections that have none here
@@ -70,3 +73,22 @@ def measures(label: Label) -> dict[str, float]:
     """What one answer adds to each mean; a rate in percent, `segments` per answer."""
     rates = {kind: 100.0 * (kind in label.types) for kind in TYPES}
     return {**rates, "all": 100.0 * bool(label.types), "segments": float(len(label.types))}
+
+
+def score(found: Sequence[Label]) -> Scores:
+    """Rates by type in percent, `segments` in number, and `mmhal_resp` over the answers of MMHal-Bench.
+
+    Raises:
+      UserError: there is no label.
+    """
+    if not found:
+        raise UserError(f"{NAME}: there is no labeled answer.")
+    rows = [measures(label) for label in found]
+    metrics = {name: ratio([row[name] for row in rows]) for name in rows[0] if name != "segments"}
+    around = ratio([row["segments"] for row in rows], scale=len(rows))
+    metrics["segments"] = Metric(sum(row["segments"] for row in rows), around.low, around.high, len(rows))
+    if mmhal := [row["all"] for row, label in zip(rows, found, strict=True) if label.source == "mmhal"]:
+        metrics["mmhal_resp"] = ratio(mmhal)
+    settings = {"labels": len(found), "expected": ITEMS, "complete": len(found) == ITEMS}
+    items = [{"question_id": label.id, "source": label.source, "types": list(label.types)} for label in found]
+    return Scores(NAME, metrics, settings, "people", items)

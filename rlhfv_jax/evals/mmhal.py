@@ -1,7 +1,8 @@
 """MMHal-Bench: a judge rates 96 answers from 0 to 6 against a person's answer and the image's contents.
 
-As the released scorer of RLHF-V: a rating below 3 is a hallucination, informativeness is the rating less 3 where it is
-not one. Item i is of type i mod 8. The paper's Resp. is not this judge's rate but that of its human annotators.
+As the released scorer of RLHF-V: a rating below 3 is a hallucination; officially one that cannot be read counts as 0,
+and so as one. Informativeness is the rating less 3 where it is none. Item i is of type i mod 8. The paper's Resp. is
+not this judge's rate but that of its human annotators.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,12 @@ from typing import Any
 
 from rlhfv_jax.endpoint import Request
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.evals.answers import Answer
+from rlhfv_jax.evals.judge import Judgment
+from rlhfv_jax.evals.scores import Scores
+from rlhfv_jax.evals.statistics import ratio
 
+NAME = "mmhal"
 ITEMS = 96
 TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 RATINGS = range(7)
@@ -82,14 +88,6 @@ def parse(review: str) -> int:
     return found[0]
 
 
-def official_rating(review: str) -> int:
-    """The released scorer's rating: what cannot be read is 0, and so a hallucination."""
-    try:
-        return parse(review)
-    except ValueError:
-        return 0
-
-
 def informativeness(rating: int) -> float:
     """Percent: full marks are three above clean, or three below."""
     return 100.0 * (rating - CLEAN if rating >= CLEAN else rating) / CLEAN
@@ -102,3 +100,37 @@ def measures(rating: int) -> dict[str, float]:
         "informativeness": informativeness(rating),
         "hallucination_rate": 100.0 * (rating < CLEAN),
     }
+
+
+def score(items: Sequence[Question], answers: Mapping[str, Answer], judgment: Judgment) -> Scores:
+    """Means over the judged items, all in percent but `rating`; the same for each question type, as `rating/counting`.
+
+    Items without a verdict are in no mean, and in the settings by id; in the official way they are rated 0.
+
+    Raises:
+      UserError: no item has a verdict.
+    """
+    ratings = {name: int(rating) for name, rating in judgment.verdicts.items()}
+    if judgment.official:
+        ratings |= dict.fromkeys(judgment.unjudged, 0)
+    rated = [item for item in items if item.id in ratings]
+    if not rated:
+        raise UserError(f"{NAME}: no answer has a rating.")
+    metrics = {}
+    for kind in ("", *TYPES):
+        rows = [measures(ratings[item.id]) for item in rated if kind in ("", item.type)]
+        for name in measures(0):
+            metrics[f"{name}/{kind}" if kind else name] = ratio([row[name] for row in rows])
+    rows_out = [
+        {
+            "question_id": item.id,
+            "type": item.type,
+            "question": item.question,
+            "text": answers[item.id].text,
+            "truth": item.gt_answer,
+            "rating": ratings.get(item.id),
+            "review": judgment.contents.get(item.id),
+        }
+        for item in items
+    ]
+    return Scores(NAME, metrics, {"judging": dict(judgment.record)}, judgment.name, rows_out)
