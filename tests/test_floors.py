@@ -13,6 +13,8 @@ FLOOR = {
     "rlhfv_jax.data": 0,
     "rlhfv_jax.data.tfds": 0,
     "rlhfv_jax.decoding": 0,
+    "rlhfv_jax.generation": 0,
+    "rlhfv_jax.generation.answer_file": 1,
     "rlhfv_jax.miniature": 0,
     "rlhfv_jax.evals": 0,
     "rlhfv_jax.models": 0,

@@ -1,0 +1,100 @@
+"""A file of answers, in the questions' order, that a killed run leaves whole and a second run completes.
+
+Beside `A.jsonl` stands `A.jsonl.manifest.json`, what the answers depend on; a file of anything else is refused. Answers
+of a second run that come after one to be retried wait in `A.jsonl.kept` until the run has finished.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlhfv_jax.errors import UserError
+
+Line = dict[str, Any]
+
+
+class AnswerFile:
+    """The answers to `ids`; a context manager.
+
+    `facts` is what the answers depend on (digests, settings, model), JSON values by name. `missing` are the ids still
+    to be answered: never answered, or failed before. Raises UserError where the file holds answers to other facts, or
+    is damaged anywhere but in its last line.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], ids: Sequence[str]):
+        self._path, self._ids = path, list(ids)
+        self._manifest, self._kept = (path.with_name(path.name + end) for end in (".manifest.json", ".kept"))
+        self._waiting: dict[str, Line] = {}
+        _claim(path, self._manifest, json.loads(json.dumps(facts)))
+        stored = {str(line["question_id"]): line for line in _lines(self._kept) + _lines(path) if "error" not in line}
+        if strangers := stored.keys() - set(ids):
+            raise UserError(f"{path} answers {min(strangers)!r}, which is no question of this run; name another file.")
+        self.missing = [identity for identity in self._ids if identity not in stored]
+        if stored:
+            _replace(self._kept, stored.values())
+        _replace(path, [])
+        self._file = path.open("a", encoding="utf-8")
+        self._next = 0
+        self._waiting = stored
+        self._advance()
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        self._file.close()
+        if kind is None and self._next == len(self._ids):
+            self._kept.unlink(missing_ok=True)
+
+    def add(self, line: Line) -> None:
+        """Takes the answer, or the failure, of one question; it is written when all before it are."""
+        self._waiting[str(line["question_id"])] = line
+        self._advance()
+
+    def _advance(self) -> None:
+        while self._next < len(self._ids) and self._ids[self._next] in self._waiting:
+            line = self._waiting.pop(self._ids[self._next])
+            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._next += 1
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def _claim(path: Path, manifest: Path, facts: Mapping[str, Any]) -> None:
+    if not manifest.exists():
+        if path.exists() and path.stat().st_size:
+            raise UserError(f"{path} exists without its {manifest.name}; choose another file for the answers.")
+        temporary = manifest.with_name(manifest.name + ".tmp")
+        temporary.write_text(json.dumps(facts, indent=1))
+        os.replace(temporary, manifest)
+        return
+    stored = json.loads(manifest.read_text())
+    if other := sorted(name for name in stored.keys() | facts if stored.get(name) != facts.get(name)):
+        name = other[0]
+        raise UserError(
+            f"{path} holds answers of another run: {name} was {stored.get(name)!r} and is {facts.get(name)!r}; "
+            "choose another file, or remove it with its manifest."
+        )
+
+
+def _lines(path: Path) -> list[Line]:
+    """The complete lines; a last one torn by a kill is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for row, line in enumerate(path.read_bytes().split(b"\n")[:-1]):
+        try:
+            found.append(json.loads(line))
+            found[-1]["question_id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, row {row}: expected a JSON object with question_id; remove the file.") from error
+    return found
+
+
+def _replace(path: Path, lines: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)
