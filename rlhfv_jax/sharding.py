@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from rlhfv_jax import trees
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.structs import BATCH
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # the mesh axes that the batch axis is cut over
 
 # First match wins; a path that matches nothing is an error, never silently replicated. L (the layer axis) is never cut.
 RULES: tuple[tuple[str, P], ...] = (

@@ -8,6 +8,7 @@ Axis letters, used in every docstring and einsum of the package:
 
 from typing import Any, NamedTuple
 
+BATCH = ("data", "fsdp")  # the mesh axes that the batch axis B is cut over
 IGNORE = -100  # a label that is not a target, as PyTorch's cross entropy has it
 
 Array = Any  # numpy.ndarray on the host, jax.Array on devices; named without importing jax

@@ -41,7 +41,7 @@ FLOOR = {
     "rlhfv_jax.losses": 1,
     "rlhfv_jax.metrics": 1,
     "rlhfv_jax.sharding": 1,
-    "rlhfv_jax.ops.attention": 2,
+    "rlhfv_jax.ops.attention": 1,
     "rlhfv_jax.ops.logprobs": 2,
     "rlhfv_jax.data.buckets": 1,
     "rlhfv_jax.data.packing": 2,

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec
 from rlhfv_jax.models import vlm
 from rlhfv_jax.models.layers import Dtype, RMSNorm
 from rlhfv_jax.models.llama import Block, LlamaConfig, head_kernel
-from rlhfv_jax.sharding import BATCH, constrain
+from rlhfv_jax.sharding import constrain
+from rlhfv_jax.structs import BATCH
 
 
 class Inputs(NamedTuple):

@@ -18,7 +18,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rlhfv_jax.models.layers import Dtype, Linear, RMSNorm, normal_init, rematerialised, rotary
 from rlhfv_jax.ops.attention import Units, attention
-from rlhfv_jax.sharding import BATCH, constrain
+from rlhfv_jax.sharding import constrain
+from rlhfv_jax.structs import BATCH
 
 
 @dataclass(frozen=True)

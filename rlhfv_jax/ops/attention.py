@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 
-from rlhfv_jax.sharding import BATCH
+from rlhfv_jax.structs import BATCH
 
 BACKENDS = ("xla", "cudnn", "splash", "auto")
 LONG = 512  # tokens; up to here the scores cost little
