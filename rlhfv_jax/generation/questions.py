@@ -76,7 +76,7 @@ def read(path: str | Path, image_dir: str | Path | None = None) -> Questions:
         raise UserError(f"Cannot read the questions {path} as UTF-8 text ({error}).") from error
     folder = Path(image_dir) if image_dir else path.parent
     if not folder.is_dir():
-        raise UserError(f"There is no image folder {folder}.")
+        raise UserError(f"There is no folder of images {folder}.")
     whole = _whole(text)
     if isinstance(whole, dict) and "questions" in whole:
         rows = _vqa_rows(whole, path, folder)
@@ -172,7 +172,7 @@ def _identifier(values: Mapping[str, Any], name: str, where: str) -> str | int:
 
 
 def _text(values: Mapping[str, Any], name: str, where: str) -> str:
-    value = values[name] if name in values else None
+    value = values.get(name)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}, {name}: expected text, found {value!r}.")
     return value
