@@ -1,12 +1,12 @@
 """AMBER's discriminative half: yes/no questions scored as the official script does."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.answers import Answer
+from rlhfv_jax.evals.references import find, read_json
 from rlhfv_jax.evals.scores import Metric, Scores
 
 NAME = "amber"
@@ -23,13 +23,10 @@ ATTRIBUTES = ("state", "number", "action")
 
 def truths(references: str | Path) -> dict[str, tuple[str, str]]:
     """Question id to (group, yes or no) for every discriminative item of the official annotations.json."""
-    path = Path(references) / "annotations.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; it comes from {SOURCE}.")
-    try:
-        rows = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from error
+    path = find(references, "annotations.json", SOURCE)
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: expected a list of items.")
     group_of = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
     found = {}
     for i, row in enumerate(rows):
@@ -44,7 +41,7 @@ def truths(references: str | Path) -> dict[str, tuple[str, str]]:
     return found
 
 
-def score(answers: Sequence[Answer], references: str | Path, judge: object | None = None) -> Scores:
+def score(answers: Sequence[Answer], references: str | Path) -> Scores:
     """Accuracy, precision, recall and F1 in percent, rounded as printed officially; a found `no` is the positive class.
 
     Only the exact answers Yes and No count; any other is wrong and is counted in the settings. Questions that are not

@@ -91,11 +91,13 @@ def identifier(values: Mapping[str, Any], name: str, where: str) -> str:
     return str(value)
 
 
-def by_question(answers: Iterable[Answer], expected: Iterable[str], benchmark: str) -> dict[str, Answer]:
-    """Answers by question id; every expected question has exactly one and there is no other.
+def by_question(
+    answers: Iterable[Answer], expected: Iterable[str], benchmark: str, partial: bool = False
+) -> dict[str, Answer]:
+    """Answers by question id; every expected question has exactly one (with `partial`: at most) and there is no other.
 
     Raises:
-      UserError: a question has no answer or two, or an answer belongs to no question.
+      UserError: a question has no answer or two, or an answer belongs to no question, or there is no answer at all.
     """
     found: dict[str, Answer] = {}
     for answer in answers:
@@ -103,7 +105,9 @@ def by_question(answers: Iterable[Answer], expected: Iterable[str], benchmark: s
             raise UserError(f"{benchmark}: question {answer.question_id!r} has two answers.")
         found[answer.question_id] = answer
     wanted = set(expected)
-    if missing := sorted(wanted - set(found)):
+    if not found:
+        raise UserError(f"{benchmark}: there is no answer to score.")
+    if (missing := sorted(wanted - set(found))) and not partial:
         raise UserError(f"{benchmark}: {len(missing)} of {len(wanted)} questions have no answer, first {missing[0]!r}.")
     if unknown := sorted(set(found) - wanted):
         raise UserError(f"{benchmark}: {len(unknown)} answers belong to no question, first {unknown[0]!r}.")

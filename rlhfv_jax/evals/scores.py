@@ -12,9 +12,9 @@ from rlhfv_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Metric:
-    """A value with its 95 % interval (None where there is none) and the number of items it is of."""
+    """A value (None: of nothing) with its 95 % interval (None where there is none) and the number of items it is of."""
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     n: int
@@ -40,10 +40,13 @@ def write_scores(scores: Scores, folder: str | Path) -> None:
         "settings": dict(scores.settings),
         "judge": scores.judge,
     }
-    items = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in scores.items)
+    items = "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in scores.items)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("items.jsonl", items), ("scores.json", json.dumps(summary, indent=2) + "\n")):
+        for name, text in (
+            ("items.jsonl", items),
+            ("scores.json", json.dumps(summary, indent=2, allow_nan=False) + "\n"),
+        ):
             temporary = folder / (name + ".tmp")
             temporary.write_bytes(text.encode("utf-8", "surrogatepass"))
             os.replace(temporary, folder / name)
