@@ -9,6 +9,7 @@ PROGRAMS = {
     "reference": "compute the reference's log-probs of preference pairs",
     "convert": "convert weights from PyTorch to Orbax and back",
     "plan": "say whether a configuration fits on hardware that is not here",
+    "evaluate": "score answers on a benchmark as its official script does",
     "inspect": "show a data set as the loss sees it",
 }
 

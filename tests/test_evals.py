@@ -110,7 +110,7 @@ def test_pope_equals_the_official_scorer():
 def test_amber_discriminative_equals_the_official_scorer(name):
     folder = shared("data/benchmarks/amber")
     given = json.loads((folder / f"{name}.json").read_text())
-    scores = amber.score([Answer(identity, text) for identity, text in given.items()], folder)
+    scores = amber.score([Answer(identity, text) for identity, text in given.items()], folder, partial=True)
     names = {"Descriminative Task": "discriminative", "Exsitence": "existence"}
     official = {key: part for key, part in expected("amber")[name].items() if isinstance(part, dict)}
     assert len(official) == 7
