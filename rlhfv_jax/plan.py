@@ -1,7 +1,7 @@
 """Says whether a configuration fits on hardware that is not here, by compiling its very train step for it.
 
-    rlhfv plan --config=ddpo.py --topology=a100_sxm_80:8
-    rlhfv plan --config=ddpo.py --topology=v5p:2x2x2 --format=json
+    python -m rlhfv_jax.plan --config=ddpo.py --topology=a100_sxm_80:8
+    python -m rlhfv_jax.plan --config=ddpo.py --topology=v5p:2x2x2 --format=json
 
 TPU slices need `pip install 'rlhfv_jax[tpu]'`, NVIDIA GPUs `'rlhfv_jax[cuda]'`; neither needs the hardware.
 """

@@ -9,6 +9,7 @@ from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals import amber, objhal, pope
 from rlhfv_jax.evals.answers import Answer, read_answers
 from rlhfv_jax.evals.lemmas import noun_lemma
+from rlhfv_jax.evals.references import find
 from rlhfv_jax.evals.scores import Metric, Scores, read_scores, write_scores
 from rlhfv_jax.evals.statistics import compare, ratio
 from rlhfv_jax.evals.vocabulary import read_vocabulary, words
@@ -78,7 +79,9 @@ def test_chair_from_raw_annotations_equals_the_official_scorer(tmp_path):
     synonyms = shared("data/benchmarks/chair/synonyms_refine.txt")
     (tmp_path / synonyms.name).write_bytes(synonyms.read_bytes())
     data = rows("raw80/qa90_gpt4.jsonl")
-    scores = objhal.score(chair_answers(data), tmp_path)
+    with pytest.raises(UserError, match="expected 300 to 300"):
+        objhal.score(chair_answers(data), tmp_path)
+    scores = objhal.score(chair_answers(data), tmp_path, partial=True)
     assert [item["truth"] for item in scores.items] == [sorted(row["expected"]["gt_objects"]) for row in data]
     check_chair(scores, data, expected("raw80")["qa90_gpt4"])
 
@@ -107,7 +110,7 @@ def test_pope_equals_the_official_scorer():
 def test_amber_discriminative_equals_the_official_scorer(name):
     folder = shared("data/benchmarks/amber")
     given = json.loads((folder / f"{name}.json").read_text())
-    scores = amber.score([Answer(identity, text) for identity, text in given.items()], folder)
+    scores = amber.score([Answer(identity, text) for identity, text in given.items()], folder, partial=True)
     names = {"Descriminative Task": "discriminative", "Exsitence": "existence"}
     official = {key: part for key, part in expected("amber")[name].items() if isinstance(part, dict)}
     assert len(official) == 7
@@ -157,3 +160,27 @@ def test_a_paired_comparison_sees_a_constant_gain_and_no_gain():
     gain = compare([0.0] * 30, [1.0] * 30)
     assert (gain.difference, gain.low, gain.high, gain.n) == (1, 1, 1, 30) and gain.p < 0.001
     assert compare([0, 1] * 20, [1, 0] * 20).p > 0.5
+
+
+def test_a_rate_of_nothing_is_null_in_valid_json(tmp_path):
+    assert ratio([0, 0], [0, 0]) == Metric(None, None, None, 2)
+    write_scores(Scores("x", {"a": ratio([])}), tmp_path)
+    assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["a"]["value"] is None
+    assert read_scores(tmp_path).metrics["a"].value is None
+
+
+def test_object_halbench_refuses_a_question_answered_twice():
+    with pytest.raises(UserError, match="two answers"):
+        objhal.check_answers([Answer("1", "a", image_id="1")] * 2, partial=True)
+
+
+def test_an_official_file_is_found_below_and_its_source_named_when_missing(tmp_path):
+    with pytest.raises(UserError, match=r"f\.json is missing; it comes from its site"):
+        find(tmp_path, "f.json", "its site")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "a" / "f.json").write_text("[]")
+    assert find(tmp_path, ("g.json", "f.json"), "its site") == tmp_path / "a" / "f.json"
+    (tmp_path / "b" / "f.json").write_text("[]")
+    with pytest.raises(UserError, match="leave one"):
+        find(tmp_path, "f.json", "its site")

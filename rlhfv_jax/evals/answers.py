@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhfv_jax.errors import UserError
 
+TEXTS = ("text", "answer", "response")
 FIELDS = ("question_id", "prompt", "text", "model_id", "image_id")
 
 
@@ -34,6 +35,8 @@ class AnswerFile:
 def read_answers(path: str | Path) -> AnswerFile:
     """Reads what `generate` writes: `question_id, prompt, text, token_ids, model_id, image_id?` a line.
 
+    Published files that name the two otherwise are read too: `id` for `question_id`, `answer` or `response` for `text`.
+
     Empty texts are kept: a benchmark decides what an empty answer counts for.
 
     Raises:
@@ -41,14 +44,14 @@ def read_answers(path: str | Path) -> AnswerFile:
     """
     answers, failed, seen = [], [], set()
     for where, values in read_objects(path):
-        identity = identifier(values, "question_id", where)
+        identity = identifier(values, "question_id" if "question_id" in values else "id", where)
         if identity in seen:
             raise UserError(f"{where}: question_id {identity!r} stands twice; expected one answer a question.")
         seen.add(identity)
-        if values.get("error") and not values.get("text"):
+        if values.get("error") and not any(values.get(name) for name in TEXTS):
             failed.append(identity)
             continue
-        text = values.get("text")
+        text = next((values[name] for name in TEXTS if name in values), None)
         if not isinstance(text, str):
             raise UserError(f"{where}, text: expected the answer's text, found {type(text).__name__}.")
         answers.append(
@@ -91,11 +94,13 @@ def identifier(values: Mapping[str, Any], name: str, where: str) -> str:
     return str(value)
 
 
-def by_question(answers: Iterable[Answer], expected: Iterable[str], benchmark: str) -> dict[str, Answer]:
-    """Answers by question id; every expected question has exactly one and there is no other.
+def by_question(
+    answers: Iterable[Answer], expected: Iterable[str], benchmark: str, partial: bool = False
+) -> dict[str, Answer]:
+    """Answers by question id; every expected question has exactly one (with `partial`: at most) and there is no other.
 
     Raises:
-      UserError: a question has no answer or two, or an answer belongs to no question.
+      UserError: a question has no answer or two, or an answer belongs to no question, or there is no answer at all.
     """
     found: dict[str, Answer] = {}
     for answer in answers:
@@ -103,7 +108,9 @@ def by_question(answers: Iterable[Answer], expected: Iterable[str], benchmark: s
             raise UserError(f"{benchmark}: question {answer.question_id!r} has two answers.")
         found[answer.question_id] = answer
     wanted = set(expected)
-    if missing := sorted(wanted - set(found)):
+    if not found:
+        raise UserError(f"{benchmark}: there is no answer to score.")
+    if (missing := sorted(wanted - set(found))) and not partial:
         raise UserError(f"{benchmark}: {len(missing)} of {len(wanted)} questions have no answer, first {missing[0]!r}.")
     if unknown := sorted(set(found) - wanted):
         raise UserError(f"{benchmark}: {len(unknown)} answers belong to no question, first {unknown[0]!r}.")

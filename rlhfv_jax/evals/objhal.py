@@ -1,31 +1,47 @@
 """Object HalBench: how many answers and mentions name objects that the picture does not have (CHAIR)."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.evals.answers import Answer
+from rlhfv_jax.evals.answers import Answer, by_question
+from rlhfv_jax.evals.references import find, read_lists
 from rlhfv_jax.evals.scores import Metric, Scores
 from rlhfv_jax.evals.statistics import ratio
 from rlhfv_jax.evals.vocabulary import Vocabulary, read_vocabulary, words
 
-NAME = "objhal"
+NAME = "object_halbench"
+ITEMS = 300
 SOURCE = "the COCO site, annotations of train and val 2014"
 SPLITS = ("val2014", "train2014")
 
 
-def score(answers: Sequence[Answer], references: str | Path, judge: object | None = None) -> Scores:
+def score(answers: Sequence[Answer], references: str | Path, partial: bool = False) -> Scores:
     """The lexical path: objects are found in the answers by the synonym file alone.
 
     Answers need an `image_id` (COCO's number). `references` holds the synonym file and COCO's instances and captions.
+
+    Raises:
+      UserError: an id stands twice, or, unless `partial`, there are not 300 answers to 300 images.
     """
+    check_answers(answers, partial)
     vocabulary = read_vocabulary(references)
     truth = ground_truth(references, {_image(answer) for answer in answers}, vocabulary)
     texts = [clean(answer.text) for answer in answers]
     named = [words(text, vocabulary) for text in texts]
     return score_words(answers, named, [truth[_image(answer)] for answer in answers], vocabulary, "lexical")
+
+
+def check_answers(answers: Sequence[Answer], partial: bool = False) -> None:
+    """Raises UserError where the answers are not one to each of 300 images (`partial`: one to each question)."""
+    by_question(answers, [answer.question_id for answer in answers], NAME)
+    images = {_image(answer) for answer in answers}
+    if not partial and (len(answers) != ITEMS or len(images) != ITEMS):
+        raise UserError(
+            f"{NAME}: {len(answers)} answers to {len(images)} images; expected {ITEMS} to {ITEMS}. To score a part of "
+            "the benchmark, say --partial."
+        )
 
 
 def score_words(
@@ -114,7 +130,7 @@ def ground_truth(references: str | Path, images: set[int], vocabulary: Vocabular
     captioned = set()
     for split in SPLITS:
         name = f"instances_{split}.json"
-        instances = _annotations(Path(references) / name, ("categories", "annotations"))
+        instances = read_lists(find(references, name, SOURCE), ("categories", "annotations"))
         names = {row["id"]: row["name"] for row in instances["categories"]}
         for row in instances["annotations"]:
             if row["image_id"] in truth:
@@ -122,22 +138,11 @@ def ground_truth(references: str | Path, images: set[int], vocabulary: Vocabular
                 if category not in vocabulary.node:
                     raise UserError(f"{name}: category {category!r} stands in no line of the synonym file.")
                 truth[row["image_id"]].add(vocabulary.node[category])
-        for row in _annotations(Path(references) / f"captions_{split}.json", ("annotations",))["annotations"]:
+        captions = read_lists(find(references, f"captions_{split}.json", SOURCE), ("annotations",))
+        for row in captions["annotations"]:
             if row["image_id"] in truth:
                 captioned.add(row["image_id"])
                 truth[row["image_id"]] |= {vocabulary.node[word] for word in words(row["caption"], vocabulary)}
     if bare := sorted(images - captioned):
         raise UserError(f"{NAME}: {len(bare)} images have no COCO caption, first {bare[0]}.")
     return truth
-
-
-def _annotations(path: Path, fields: Sequence[str]) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; it comes from {SOURCE}.")
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(values, dict) or not all(isinstance(values.get(field), list) for field in fields):
-        raise UserError(f"{path}: expected lists {' and '.join(fields)}.")
-    return values

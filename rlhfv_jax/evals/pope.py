@@ -6,6 +6,7 @@ from typing import Any
 
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.answers import Answer, by_question, identifier, read_objects
+from rlhfv_jax.evals.references import find
 from rlhfv_jax.evals.scores import Metric, Scores
 from rlhfv_jax.evals.statistics import ratio
 
@@ -20,10 +21,7 @@ def questions(references: str | Path) -> list[dict[str, Any]]:
 
 
 def _setting(folder: Path, setting: str) -> list[dict[str, Any]]:
-    paths = [folder / f"coco_pope_{setting}.{suffix}" for suffix in ("json", "jsonl")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise UserError(f"{paths[0]} is missing; it comes from {SOURCE}.")
+    path = find(folder, [f"coco_pope_{setting}.{suffix}" for suffix in ("json", "jsonl")], SOURCE)
     rows, seen = [], set()
     for where, values in read_objects(path):
         identity = identifier(values, "question_id", where)
@@ -52,14 +50,14 @@ def verdict(text: str) -> str:
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
-def score(answers: Sequence[Answer], references: str | Path, judge: object | None = None) -> Scores:
+def score(answers: Sequence[Answer], references: str | Path, partial: bool = False) -> Scores:
     """Accuracy, precision, recall, F1 of `yes` and the share of yes, in percent, by setting, and the mean F1."""
-    return score_records(answers, questions(references))
+    return score_records(answers, questions(references), partial)
 
 
-def score_records(answers: Sequence[Answer], records: Sequence[Mapping[str, Any]]) -> Scores:
-    """As `score`, over question records at hand."""
-    found = by_question(answers, [record["question_id"] for record in records], NAME)
+def score_records(answers: Sequence[Answer], records: Sequence[Mapping[str, Any]], partial: bool = False) -> Scores:
+    """As `score`, over question records at hand; with `partial`, over those that are answered."""
+    found = by_question(answers, [record["question_id"] for record in records], NAME, partial)
     items = [
         {
             "question_id": record["question_id"],
@@ -69,14 +67,20 @@ def score_records(answers: Sequence[Answer], records: Sequence[Mapping[str, Any]
             "empty": not found[record["question_id"]].text.strip(),
         }
         for record in records
+        if record["question_id"] in found
     ]
     metrics: dict[str, Metric] = {}
     for setting in dict.fromkeys(item["setting"] for item in items):
         rows = [item for item in items if item["setting"] == setting]
         metrics |= {f"{setting}/{name}": metric for name, metric in _rates(rows).items()}
     f1 = [metric.value for name, metric in metrics.items() if name.endswith("/f1")]
-    metrics["mean_f1"] = Metric(sum(f1) / len(f1), None, None, len(items))
-    return Scores(NAME, metrics, {"empty_answers": sum(item["empty"] for item in items)}, items=items)
+    known = [value for value in f1 if value is not None]
+    metrics["mean_f1"] = Metric(sum(known) / len(known) if len(known) == len(f1) else None, None, None, len(items))
+    settings = {
+        "unanswered": len(records) - len(items),
+        "empty_answers": sum(item["empty"] for item in items),
+    }
+    return Scores(NAME, metrics, settings, items=items)
 
 
 def _rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:

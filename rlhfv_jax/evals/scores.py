@@ -12,9 +12,9 @@ from rlhfv_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Metric:
-    """A value with its 95 % interval (None where there is none) and the number of items it is of."""
+    """A value (None: of nothing) with its 95 % interval (None where there is none) and the number of items it is of."""
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     n: int
@@ -31,19 +31,26 @@ class Scores:
     items: Sequence[Mapping[str, Any]] = ()
 
 
-def write_scores(scores: Scores, folder: str | Path) -> None:
-    """Writes `items.jsonl`, then `scores.json`, each under a temporary name first."""
-    folder = Path(folder)
-    summary = {
+def summary(scores: Scores) -> dict[str, Any]:
+    """What `scores.json` holds: all but the items."""
+    return {
         "benchmark": scores.benchmark,
         "metrics": {name: asdict(metric) for name, metric in scores.metrics.items()},
         "settings": dict(scores.settings),
         "judge": scores.judge,
     }
-    items = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in scores.items)
+
+
+def write_scores(scores: Scores, folder: str | Path) -> None:
+    """Writes `items.jsonl`, then `scores.json`, each under a temporary name first."""
+    folder = Path(folder)
+    items = "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in scores.items)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("items.jsonl", items), ("scores.json", json.dumps(summary, indent=2) + "\n")):
+        for name, text in (
+            ("items.jsonl", items),
+            ("scores.json", json.dumps(summary(scores), indent=2, allow_nan=False) + "\n"),
+        ):
             temporary = folder / (name + ".tmp")
             temporary.write_bytes(text.encode("utf-8", "surrogatepass"))
             os.replace(temporary, folder / name)

@@ -35,13 +35,13 @@ def ratio(
       numerators, denominators: float[items].
       n: what the metric is of, if not of the items (a mention-level rate is of mentions).
 
-    A zero denominator gives NaN without an interval.
+    A zero denominator gives None, without an interval.
     """
     top = np.asarray(numerators, float)
     bottom = np.ones_like(top) if denominators is None else np.asarray(denominators, float)
     count = len(top) if n is None else n
     if not len(top) or bottom.sum() == 0:
-        return Metric(float("nan"), None, None, count)
+        return Metric(None, None, None, count)
     sums = resampled_sums(np.stack([top, bottom], 1), seed)
     kept = sums[sums[:, 1] > 0]
     low, high = np.quantile(scale * kept[:, 0] / kept[:, 1], [0.025, 0.975])

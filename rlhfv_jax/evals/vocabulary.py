@@ -11,6 +11,7 @@ from punkt import sent_tokenize
 
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.lemmas import noun_lemma
+from rlhfv_jax.evals.references import find, read_text
 
 
 class _Tokenizer(NLTKWordTokenizer):
@@ -39,13 +40,8 @@ class Vocabulary:
 
 def read_vocabulary(references: str | Path) -> Vocabulary:
     """The official synonym file: a line an object, words apart by ', ', the first one the object's name."""
-    path = Path(references) / FILE
-    if not path.is_file():
-        raise UserError(f"{path} is missing; it comes from {SOURCE}.")
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"Cannot read {path} as UTF-8 text ({error}).") from error
+    path = find(references, FILE, SOURCE)
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
     if len(lines) != 80:
         raise UserError(f"{path}: expected 80 lines, one an object, found {len(lines)}.")
     node: dict[str, str] = {}
