@@ -1,8 +1,8 @@
 """A file of answers, in the questions' order, that a killed run leaves whole and a second run completes.
 
 Beside `A.jsonl` stands `A.jsonl.manifest.json`, what the answers depend on; a file of anything else is refused. Answers
-of a second run that come after one to be retried wait in `A.jsonl.kept` until the run has finished. `A.jsonl.lock` is
-held by the run that writes.
+that come before their turn, or stand after one that a second run asks again, are in `A.jsonl.kept` until the run has
+finished: no answer that came is ever asked for twice. `A.jsonl.lock` is held by the run that writes.
 """
 
 import fcntl
@@ -37,10 +37,9 @@ class AnswerFile:
         if strangers := stored.keys() - set(ids):
             raise UserError(f"{path} answers {min(strangers)!r}, which is no question of this run; name another file.")
         self.missing = [identity for identity in self._ids if identity not in stored]
-        if stored:
-            _replace(self._kept, stored.values())
+        _replace(self._kept, stored.values())
         _replace(path, [])
-        self._file = path.open("a", encoding="utf-8")
+        self._file, self._early = path.open("a", encoding="utf-8"), self._kept.open("a", encoding="utf-8")
         self._next = 0
         self._waiting = stored
         self._advance()
@@ -50,6 +49,7 @@ class AnswerFile:
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         self._file.close()
+        self._early.close()
         if kind is None and self._next == len(self._ids):
             self._kept.unlink(missing_ok=True)
         os.unlink(self._lock.name)  # while it is held: who opens it from here on opens another file
@@ -57,16 +57,29 @@ class AnswerFile:
 
     def add(self, line: Line) -> None:
         """Takes the answer, or the failure, of one question; it is written when all before it are."""
-        self._waiting[str(line["question_id"])] = line
+        identity = str(line["question_id"])
+        self._waiting[identity] = line
+        if identity != self._ids[self._next]:
+            self._early.write(_text(line))
+            _sync(self._early)
         self._advance()
 
     def _advance(self) -> None:
+        before = self._next
         while self._next < len(self._ids) and self._ids[self._next] in self._waiting:
-            line = self._waiting.pop(self._ids[self._next])
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.write(_text(self._waiting.pop(self._ids[self._next])))
             self._next += 1
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._next > before:
+            _sync(self._file)
+
+
+def _text(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _sync(file: IO[str]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _locked(lock: Path, path: Path) -> IO[bytes]:
@@ -120,5 +133,5 @@ def _lines(path: Path) -> list[Line]:
 
 def _replace(path: Path, lines: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    temporary.write_text("".join(map(_text, lines)), encoding="utf-8")
     os.replace(temporary, path)
