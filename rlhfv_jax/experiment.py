@@ -23,6 +23,7 @@ from rlhfv_jax import (
     lora,
     optim,
     prepare,
+    processes,
     settings,
     sharding,
     steps,
@@ -73,7 +74,9 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
     """
     workdir.mkdir(parents=True, exist_ok=True)
     job = prepare_job(settings.from_dict(config))
-    start = _starting_point(workdir, resume, config)
+    processes.check_shared(workdir)
+    found = processes.from_first("the starting point", lambda: str(_starting_point(workdir, resume, config) or ""))
+    start = Path(found) if found else None
     s, mesh = job.settings, job.mesh
     with jax.set_mesh(mesh):
         updater = make_updater(s.optim, abstract_params(job), job.total_steps)
@@ -82,16 +85,18 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             meta["lora"] = adapters.record(s.init_from, s.lora)
             _check_same_base(start, meta)
         state = _state(job, updater, start)
+        processes.barrier("the state is there")
         updater.check(state, mesh)
         source, eval_source, manifest = _sources(job, workdir, state, start)
         manifest |= _facts(job, config, updater, state)
-        write_json(workdir / "config.json", config)
-        write_json(workdir / "manifest.json", manifest)
+        if processes.is_first():
+            write_json(workdir / "config.json", config)
+            write_json(workdir / "manifest.json", manifest)
         ddpo = s.task == "ddpo"
         loss_fn = steps.preference_loss(job.model, s.ddpo) if ddpo else steps.sft_loss(job.model)
         if s.lora.rank:
             loss_fn = lora.at_scale(loss_fn, s.lora.scale)
-        measure = steps.evaluation(loss_fn)
+        measure = processes.together("the evaluation", steps.evaluation(loss_fn))
         return fit(
             updater,
             loss_fn,
@@ -150,19 +155,18 @@ def fit(
         batch_size,
         seed,
         start=start,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        shares=pipeline.Shares(sharding.shares_here(mesh), sharding.ways(mesh)),
         augment=images.AUGMENTATIONS[augment],
         bounds=bounds,
         workers=workers,
     )
-    writer = MetricsWriter(workdir, start)
+    writer = MetricsWriter(workdir, start, writes=processes.is_first())
     keeper = checkpoint.Best(workdir / "best", best) if best else None
     stored = stored or (lambda state: state)
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
         state = loop.train(
             state,
-            updater.step(loss_fn, mesh, state),
+            processes.together("the step", updater.step(loss_fn, mesh, state)),
             (sharding.put(batch, mesh) for batch in batches),
             writer,
             lambda state: checkpoints.save(stored(state), meta),
@@ -294,7 +298,7 @@ def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> 
             raise UserError(f"{start} is of a run without a reference; start from it with config.init_from instead.")
         digest = before["params"]
     facts["reference"] = prepare.reference_facts(s, job.model, job.tokenizer, digest)
-    forward = steps.reference(prepare.reference_model(s, job.model))
+    forward = processes.together("the reference", steps.reference(prepare.reference_model(s, job.model)))
     params = base if start is None or s.lora.rank else None
     built = []
     for pairs in row_sets:

@@ -67,7 +67,7 @@ def train(
                 check_first(values)
         return f"loss {float(fetched[-1][1]['loss']):.4f}  {rate:.1f} pairs/s"
 
-    with Reporter("train", steps, done=start) as reporter:
+    with Reporter("train", steps, done=start, shown=jax.process_index() == 0) as reporter:
         for index in range(start, steps):
             batch = next(batches)
             state, metrics = step(state, batch)
