@@ -14,7 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhfv_jax import adapters, checkpoint, featurecache, lora, processes, provenance, refcache, settings, sharding, trees
+from rlhfv_jax import (
+    adapters,
+    checkpoint,
+    featurecache,
+    lora,
+    processes,
+    provenance,
+    refcache,
+    settings,
+    sharding,
+    trees,
+)
 from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
 from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.data.features import FeatureFile, image_digest

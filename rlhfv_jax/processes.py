@@ -137,9 +137,7 @@ def _over(why: str) -> NoReturn:
     """Ends this process from whatever thread, also while its main thread waits for a collective that never ends."""
     if is_first():
         time.sleep(1.0)  # the hub is here, and has to tell the others
-    print(
-        f"error: {why}. This process ends too; the same command continues from the last checkpoint.", file=sys.stderr
-    )
+    print(f"error: {why}. This process ends too; the same command continues from the last checkpoint.", file=sys.stderr)
     sys.stderr.flush()
     os._exit(1)
 

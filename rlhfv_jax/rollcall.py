@@ -9,6 +9,7 @@ A process that dies closes its connection, so the others know within a second; o
 misses its beats, so they know within `lost_after`. JAX's own service notices too, but later, and without a sentence.
 """
 
+import contextlib
 import json
 import selectors
 import socket
@@ -158,10 +159,8 @@ class Hub(threading.Thread):
                 self._send(peer, message)
 
     def _send(self, peer: _Peer, message: dict[str, Any]) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it is gone, which reading finds out
             peer.line.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            pass  # it is gone, which reading finds out
 
 
 class Member(threading.Thread):
@@ -211,11 +210,8 @@ class Member(threading.Thread):
 
     def say(self, what: str, value: Any) -> None:
         """One line to the hub."""
-        with self._turn:
-            try:
-                self._line.sendall(json.dumps({what: value}).encode() + b"\n")
-            except OSError:
-                pass  # the hub is gone, which reading finds out
+        with self._turn, contextlib.suppress(OSError):  # the hub is gone, which reading finds out
+            self._line.sendall(json.dumps({what: value}).encode() + b"\n")
 
     def met(self, name: str) -> Any:
         """Waits until all are at the meeting and returns what process 0 brought. The hub's deadline ends the wait."""

@@ -148,7 +148,7 @@ def put(batch: Any, mesh: Mesh) -> Any:
     def place(array: Any) -> jax.Array:
         rows = len(array) // len(here)  # of a share
 
-        def shard(index: tuple[slice, ...]) -> Any:
+        def shard(index: Any) -> Any:
             first = here.index((index[0].start or 0) // rows) * rows
             return array[first : first + rows]
 

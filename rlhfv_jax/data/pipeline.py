@@ -1,8 +1,8 @@
 """Rows to batches: shuffle, decode images and stack, with static shapes, through grain.
 
 The batch at step t is a function of (rows, seed, batch size, t) alone, so the step counter is the data cursor.
-Each of several processes makes the rows of the batch that lie on its own devices; the global batch at step t has the same
-rows in the same order for any number of them.
+Each of several processes makes the rows of the batch that lie on its own devices; the global batch at step t has the
+same rows in the same order for any number of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -233,9 +233,9 @@ def train_batches(
 ) -> Iterator[Any]:
     """Endless batches from step `start` on: reshuffled every epoch, batches may span an epoch's end.
 
-    `batch_size` is the global one; a process gets the rows of its `shares`. `augment` draws anew at every epoch. With more
-    than one of `bounds` every batch has one of these static lengths (see `buckets.Plan`). `workers` are processes that
-    decode images; 0 decodes in two threads, which pillow lets run beside each other.
+    `batch_size` is the global one; a process gets the rows of its `shares`. `augment` draws anew at every epoch. With
+    more than one of `bounds` every batch has one of these static lengths (see `buckets.Plan`). `workers` are processes
+    that decode images; 0 decodes in two threads, which pillow lets run beside each other.
     """
     dataset: Any
     if isinstance(source, PackedSource):
