@@ -1,9 +1,7 @@
 """Compiles the train step of a configuration for a target and reads memory, work and collectives off the result."""
 
 import math
-import re
 import time
-from collections import Counter
 from typing import Any
 
 import jax
@@ -13,12 +11,12 @@ from jax.sharding import Mesh
 from rlhfv_jax import experiment, lora, prepare, settings, sharding, steps
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import vlm
+from rlhfv_jax.planning import alternatives, roofline, schedule
 from rlhfv_jax.planning.targets import GIB, Target
 from rlhfv_jax.settings import Settings
 from rlhfv_jax.structs import PackedBatch, PairBatch, SftBatch
 
 RELEASED_VOCABULARY = (32_004, 32_001)  # tokens and the image token of Muffin, where no tokenizer is read
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, Any]:
@@ -44,6 +42,9 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
             return {"topology": target.name, "fits": False, "capacity_gib": target.capacity_gib, "compiler": why}
         seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
+    text = program_text(compiled)
+    sent = None if text is None else schedule.collectives(text, mesh.size)
+    flops = dot_flops(traced.jaxpr.jaxpr)
     peak = memory.peak_memory_in_bytes / GIB
     return {
         "topology": target.name,
@@ -54,12 +55,27 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
         "temp_gib": memory.temp_size_in_bytes / GIB,
         "alias_gib": memory.alias_size_in_bytes / GIB,
         "state_gib": state_bytes(state, mesh) / GIB,
-        "flops_per_step": dot_flops(traced.jaxpr.jaxpr),
-        "collectives": collectives(compiled),
+        "flops_per_step": flops,
+        "collectives": None if sent is None else schedule.summary(sent),
         "compile_seconds": seconds,
         "steps": total_steps,
         "row_length": row_length,
+        "estimate": target.chip
+        and roofline.estimate(flops, state_bytes(state.opt_state, mesh), sent, target.chip, mesh.size, total_steps),
     }
+
+
+def search(s: Settings, target: Target, row_length: int, pairs: int) -> list[dict[str, Any]]:
+    """What of `alternatives.CHANGES` fits on the target, each compiled; the last one does where any does."""
+    mesh = sharding.make_mesh(s.mesh.data, s.mesh.fsdp, s.mesh.tensor, devices=target.devices)
+
+    def state_gib(s: Settings) -> float:
+        return state_bytes(train_step(s, mesh, 1)[1], mesh) / GIB
+
+    def compiled(s: Settings) -> dict[str, Any]:
+        return plan(s, target, row_length, pairs)
+
+    return alternatives.search(s, sharding.ways(mesh), state_gib, compiled, target.capacity_gib)
 
 
 def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
@@ -162,11 +178,9 @@ def dot_flops(jaxpr: Any) -> int:
     return total
 
 
-def collectives(compiled: Any) -> dict[str, Any] | None:
-    """How often the program communicates, by kind and dtype; a loop's body counts once. None where it has no text."""
+def program_text(compiled: Any) -> str | None:
+    """The scheduled program; None where the compiler cannot print it, as libtpu some."""
     try:
-        text = compiled.as_text()
+        return compiled.as_text()
     except jax.errors.JaxRuntimeError:
-        return None  # some TPU programs cannot be printed
-    pattern = rf"= \(?(\w+)\[[^=]*? ({'|'.join(COLLECTIVES)})(?:-start)?\("
-    return dict(sorted(Counter(f"{kind} {dtype}" for dtype, kind in re.findall(pattern, text)).items()))
+        return None
