@@ -43,25 +43,33 @@ def test_the_plan_of_simulated_devices_aliases_the_whole_state():
     assert found["estimate"] is None  # of a machine that nobody published peaks of
 
 
-def test_flops_agree_with_an_analytic_count():
-    """Without recomputation: forward once, backward twice, 2 a parameter and token, attention's two products apart."""
-    s, length = small(), 64
-    s = settings.dataclasses.replace(s, remat="none")
+def forward_flops(s: settings.Settings, length: int, vocabulary: int) -> int:
+    """2 a parameter and token, attention's two products apart, of one batch of padded rows."""
     tower, llm = s.model.tower, s.model.llm
     rows, images, image_tokens = 2 * s.optim.batch_size, s.optim.batch_size, tower.patches + 1 + tower.queries
+    block = 4 * llm.width**2 + 3 * llm.width * llm.ffn
+    total = rows * length * llm.layers * (2 * block + 4 * length * llm.width)
+    total += rows * (length - 1) * 2 * llm.width * vocabulary
+    vision = 4 * tower.width**2 + 2 * tower.width * tower.ffn
+    total += images * image_tokens * tower.layers * (2 * vision + 4 * image_tokens * tower.width)
+    total += images * tower.patches * 2 * 3 * tower.patch**2 * tower.width
+    return total + images * tower.queries * 2 * tower.width * llm.width
+
+
+def paper() -> settings.Settings:
+    return settings.from_dict(cli._load(str(cli.config_folder() / "ddpo.py")).to_dict())
+
+
+@pytest.mark.parametrize("build", [small, pytest.param(paper, marks=pytest.mark.slow)])
+def test_flops_agree_with_an_analytic_count(build):
+    """Without recomputation: forward once, backward twice. The paper's configuration is the 13B model."""
+    s, length = settings.dataclasses.replace(build(), remat="none"), 256
     mesh = sharding.make_mesh(fsdp=8)
     step, state = estimate.train_step(s, mesh, 10)
     with jax.set_mesh(mesh):
         found = estimate.dot_flops(step.trace(state, estimate.batch_of(s, length)).jaxpr.jaxpr)
-    block = 4 * llm.width**2 + 3 * llm.width * llm.ffn
-    forward = rows * length * llm.layers * (2 * block + 4 * length * llm.width)
     vocabulary = state.params["llm"]["head"]["kernel"].shape[1]
-    forward += rows * (length - 1) * 2 * llm.width * vocabulary
-    vision = 4 * tower.width**2 + 2 * tower.width * tower.ffn
-    forward += images * image_tokens * tower.layers * (2 * vision + 4 * image_tokens * tower.width)
-    forward += images * tower.patches * 2 * 3 * tower.patch**2 * tower.width
-    forward += images * tower.queries * 2 * tower.width * llm.width
-    assert found == pytest.approx(3 * forward, rel=0.05)
+    assert found == pytest.approx(3 * forward_flops(s, length, vocabulary), rel=0.05)
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5p", "v5p:2x", "a100_sxm_80:0", ""])
@@ -117,7 +125,7 @@ PROGRAM = """
 
 ENTRY %main (arg: f32[8,64]) -> f32[8,64] {
   %loop = (s32[], bf16[8,64]{1,0}) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"40"}}
-  %ar = f32[8,64]{1,0:T(8,128)S(1)} all-reduce-start(%arg), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  %ar = f32[8,64]{1,0:T(8,128)S(1)} all-reduce-start(%arg), replica_groups=mesh['a'=4,'b'=2] {'b'}, to_apply=%add
   %other = f32[8,8]{1,0} fusion(%arg), kind=kOutput, calls=%fused
   %ar.done = f32[8,64]{1,0} all-reduce-done(%ar)
   ROOT %whole = f32[8,64]{1,0} all-gather(%small), channel_id=7, replica_groups=[1,8]<=[8], dimensions={1}
@@ -135,6 +143,39 @@ def test_a_loops_collectives_count_as_often_as_it_turns_and_products_under_them_
     lines = schedule.summary(list(found.values()))
     assert lines["all-gather bf16"] == {"count": 40, "gib": 40 * whole * 2 * 7 // 8 / 2**30, "overlapped": 1.0}
     assert lines["reduce-scatter f32"]["overlapped"] == 0.0
+
+
+LOOP_OF_TPUS = """
+%turn (p: (bf16[8], u32[])) -> (bf16[8], u32[]) {
+  %p = (bf16[8]{0}, u32[]{:T(128)}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %shard = bf16[8]{0} get-tuple-element(%p), index=0
+  %two = u32[]{:T(128)} constant(2)
+  %next = u32[]{:T(128)} add(%i, %two)
+  %cp = (bf16[8]{0}, bf16[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%shard), channel_id=4
+  %product = bf16[8,8]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+  %cp.done = bf16[8]{0} collective-permute-done(%cp)
+  ROOT %out = (bf16[8]{0}, u32[]{:T(128)}) tuple(%cp.done, %next)
+}
+
+%check (p: (bf16[8], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(7), metadata={op_name="3"}
+  %q = (bf16[8]{0}, u32[]{:T(128)}) parameter(0)
+  %j = u32[]{:T(128)} get-tuple-element(%q), index=1, metadata={op_name="9"}
+  ROOT %below = pred[]{:T(512)} compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: bf16[8]) -> bf16[8] {
+  %loop = (bf16[8]{0}, u32[]{:T(128)}) while(%t), condition=%check, body=%turn
+  ROOT %done = bf16[8]{0} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_a_loop_that_does_not_say_how_often_it_turns_is_counted_from_its_condition():
+    """0, 2, 4, 6: a counter below 7 that grows by 2."""
+    (found,) = schedule.collectives(LOOP_OF_TPUS, 8)
+    assert found == schedule.Collective("collective-permute", "bf16", (2 * 16 + 8) // 2, 4, 1)
 
 
 def test_a_real_programs_collectives_are_those_it_must_have():

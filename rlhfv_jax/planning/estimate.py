@@ -42,7 +42,7 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
             return {"topology": target.name, "fits": False, "capacity_gib": target.capacity_gib, "compiler": why}
         seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
-    text = program_text(compiled)
+    text = program_text(compiled, target)
     sent = None if text is None else schedule.collectives(text, mesh.size)
     flops = dot_flops(traced.jaxpr.jaxpr)
     peak = memory.peak_memory_in_bytes / GIB
@@ -178,9 +178,10 @@ def dot_flops(jaxpr: Any) -> int:
     return total
 
 
-def program_text(compiled: Any) -> str | None:
-    """The scheduled program; None where the compiler cannot print it, as libtpu some."""
+def program_text(compiled: Any, target: Target) -> str | None:
+    """The scheduled program; None where neither JAX can print it nor the compiler has written it."""
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError:
-        return None
+        written = list(target.dump.glob("*.after_optimizations.txt")) if target.dump else []
+        return max(written, key=lambda path: path.stat().st_mtime).read_text() if written else None

@@ -50,8 +50,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
         for instruction in computations[name]:
             body = _called(instruction)
             if body in computations and instruction.opcode in ("while", "call", "conditional"):
-                found = _TURNS.search(instruction.rest)
-                turns[body] = turns.get(body, 0) + turns[name] * (int(found[1]) if found else 1)
+                turns[body] = turns.get(body, 0) + turns[name] * _turns(instruction, body, computations)
                 order.append(body)
     return [one for name in dict.fromkeys(order) for one in _of(computations, name, turns[name], devices)]
 
@@ -88,6 +87,25 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 def _called(instruction: _Instruction) -> str:
     body = re.search(r"body=%?([\w.\-]+)", instruction.rest) or _CALLED.search(instruction.rest)
     return body[1] if body else ""
+
+
+def _turns(loop: _Instruction, body: str, computations: Any) -> int:
+    """How often a loop turns: as GPUs' compiler says, or from a counter below a constant, as TPUs' counts; else 1."""
+    if found := _TURNS.search(loop.rest):
+        return int(found[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    if not condition:
+        return 1
+    test, advance = ({one.name: one for one in computations.get(name, [])} for name in (condition[1], body))
+    compare = next((one for one in test.values() if one.opcode == "compare" and "direction=LT" in one.rest), None)
+    operands = re.findall(r"%([\w.\-]+)", compare.rest.partition(")")[0]) if compare else []
+    if len(operands) != 2 or {test[name].opcode for name in operands} != {"get-tuple-element", "constant"}:
+        return 1
+    counter, limit = (int(re.findall(r"\d+", test[name].rest.rpartition("index=")[2])[0]) for name in operands)
+    after = re.findall(r"%([\w.\-]+)", list(advance.values())[-1].rest)[counter]
+    steps = [advance[name] for name in re.findall(r"%([\w.\-]+)", advance[after].rest) if name in advance]
+    step = next((int(one.rest.partition(")")[0]) for one in steps if one.opcode == "constant"), 1)
+    return -(-limit // max(step, 1))
 
 
 def _of(computations: Any, name: str, turns: int, devices: int) -> Iterator[Collective]:
@@ -141,6 +159,9 @@ def _size(shape: str) -> tuple[str, int]:
 
 
 def _group(rest: str, devices: int) -> int:
+    if match := re.search(r"replica_groups=\w+\[([^\]]*)\] \{([^}]*)\}", rest):  # axes of a mesh, by name
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
+        return math.prod(sizes[name] for name in re.findall(r"'([^']+)'", match[2]))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):

@@ -1,9 +1,12 @@
 """Hardware to compile for without having it: TPU slices through libtpu, NVIDIA GPUs through their descriptions."""
 
+import atexit
 import importlib.util
 import math
 import os
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,7 @@ class Target:
     capacity_gib: float
     options: dict[str, Any]
     chip: Chip | None = None
+    dump: Path | None = None  # where the compiler writes its programs, if it cannot print all of them
 
 
 def names() -> list[str]:
@@ -79,11 +83,16 @@ def _tpu(name: str, shape: str) -> Target:
         raise UserError("Planning for TPUs needs their compiler: pip install 'rlhfv_jax[tpu]'.")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else two plans at once abort on a lock file
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # JAX cannot print some TPU programs (asynchronous updates with several operands); the compiler itself can.
+    folder = Path(tempfile.mkdtemp(prefix="rlhfv_plan_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_update"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dump}"
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}")
     except Exception as error:  # the compiler's own words for a shape that the chip does not come in
         raise UserError(f"There is no TPU slice {name}:{shape} ({str(error).splitlines()[0][:200]}).") from error
-    return Target(f"{name}:{shape}", found.devices, TPU_MEMORY_GIB[name], {}, CHIPS[name])
+    return Target(f"{name}:{shape}", found.devices, TPU_MEMORY_GIB[name], {}, CHIPS[name], folder)
 
 
 def _gpu(name: str, shape: str) -> Target:
