@@ -245,6 +245,7 @@ def test_changes_that_change_nothing_are_not_tried():
     assert len(flags) == len(set(flags)) and all("batch_size" not in one for one in flags)  # one pair a device already
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_searches_by_compiling():
     """On simulated devices too small for the whole state, the adapters' run fits."""
     s = settings.dataclasses.replace(small(), init_from="somewhere")

@@ -112,6 +112,7 @@ def check_as_one(start, alone: Path, workdir: Path, count: int) -> None:
     check_equal_to_rounding(comparable(workdir.with_name("continued")), comparable(alone)[-3:])
 
 
+@pytest.mark.slow
 def test_two_processes_train_save_and_continue_as_one(start, alone, tmp_path):
     check_as_one(start, alone, tmp_path / "run", 2)
 
@@ -192,13 +193,25 @@ def pair(what: str, folder: Path) -> list[subprocess.Popen]:
 @pytest.mark.parametrize(
     ("what", "first", "second"),
     [
-        ("end", None, None),
+        pytest.param("end", None, None, marks=pytest.mark.slow),
         ("kill", "process 1 on HOST ended without a word", None),
         ("stop", "process 1 on HOST has not been heard of for 6 s", None),
         ("fail", "process 1 on HOST stopped: The disk is full.", "error: The disk is full."),
-        ("bug", "process 1 on HOST stopped: ZeroDivisionError: oh.", "error: ZeroDivisionError: oh"),
-        ("late", "process 1 on HOST did not come to 'a save' within 1 s", "did not come to 'a save'"),
-        ("unshared", "process 1 on HOST stopped: ", "must be on a shared file system"),
+        pytest.param(
+            "bug",
+            "process 1 on HOST stopped: ZeroDivisionError: oh.",
+            "error: ZeroDivisionError: oh",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "late",
+            "process 1 on HOST did not come to 'a save' within 1 s",
+            "did not come to 'a save'",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "unshared", "process 1 on HOST stopped: ", "must be on a shared file system", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_processes_end_together_and_say_whose_fault_it_is(tmp_path, what, first, second):

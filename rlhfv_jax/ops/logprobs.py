@@ -35,9 +35,8 @@ def token_log_probs(
     log_probs = partial(_log_probs, vocab_size=vocab_size)
     if slices <= 1:
         return log_probs(hidden, head, labels)
-    # Whole before the loop: a sharded head would be gathered anew for every slice. It travels in the compute dtype; its
-    # gradient adds up over the slices in its own.
-    head = constrain(head.astype(hidden.dtype), None, "tensor").astype(head.dtype)
+    # Whole before the loop: a sharded head would be gathered anew for every slice.
+    head = constrain(head, None, "tensor")
     length = labels.shape[-1]
     size = -(-length // slices)
     room = slices * size - length
