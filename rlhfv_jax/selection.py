@@ -5,11 +5,16 @@ from rlhfv_jax.checkpoint import BEST
 # The last part of a benchmark's metric: eval/NAME/.../PART.
 HIGHER = frozenset(
     (
-        *("accuracy", "accuracy_plus", "precision", "recall", "f1", "mean_f1", "score", "cover"),
+        *("accuracy", "accuracy_plus", "precision", "recall", "f1", "mean_f1", "score", "cover", "amber_score"),
         *("obj_rec", "correct_rate", "object_correct_rate"),
     )
 )
-LOWER = frozenset(("resp", "mention", "CHAIRs", "CHAIRs_refine", "CHAIRi", "chair", "hal", "cog", "cut", "empty"))
+LOWER = frozenset(
+    (
+        *("resp", "mention", "CHAIRs", "CHAIRs_refine", "CHAIRi", "chair", "hal", "cog"),
+        *("h_a", "h_s", "mean_delta", "cut", "empty"),
+    )
+)
 
 
 def higher_is_better(metric: str) -> bool | None:

@@ -98,7 +98,7 @@ def full_run(name, start):
         key: metric(next(values) - 60) for scene in published.SCENES for key in scene_metrics(scene)
     } | {"mean_delta": metric(-4.25)}
     built = {
-        name: Scores(name, metrics, {"path": "lexical"} if name == "object_halbench" else {})
+        name: Scores(name, metrics, {"object_halbench": {"path": "lexical"}}.get(name, {"definition": "D"}))
         for name, metrics in scores.items()
     }
     return Run(name, built)
@@ -175,6 +175,7 @@ def test_over_generalization_is_shown_by_scene_with_signed_differences(read, run
     names = [key for scene in published.SCENES for key in scene_metrics(scene)] + ["mean_delta"]
     expected = [cell(metrics[name], signed=name.endswith("delta")) for name in names]
     assert rows[OURS, "ddpo"] == expected
+    assert "Measured by definition D" in "".join(read.words)
 
 
 def test_every_metric_of_every_file_stands_under_all_figures(read, runs):

@@ -14,6 +14,7 @@ from rlhfv_jax.reporting.marked import marked
 from rlhfv_jax.reporting.markup import Markup, element, join, lines, section
 from rlhfv_jax.reporting.runs import Run
 
+SAME_ANSWERS = ("over_generalization",)  # of Object HalBench, counted by scene
 CLEAN = 3  # MMHal-Bench: ratings below are hallucinations
 _TOKEN = re.compile(r"\w+")
 _NO_OBJECT = ("train track", "home plate")  # read as one word by Object HalBench's scorer, and no object of its own
@@ -21,7 +22,8 @@ _NO_OBJECT = ("train track", "home plate")  # read as one word by Object HalBenc
 
 def examples_section(runs: Sequence[Run], count: int) -> Markup:
     """Show up to `count` answers of each run and benchmark: most hallucinated mentions first, or lowest ratings."""
-    parts = [part for run in runs for scores in run.scores.values() if (part := _of(run, scores, count))]
+    shown = [(run, scores) for run in runs for name, scores in run.scores.items() if name not in SAME_ANSWERS]
+    parts = [part for run, scores in shown if (part := _of(run, scores, count))]
     if not parts or count == 0:
         return Markup("")
     note = (

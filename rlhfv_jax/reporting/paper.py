@@ -48,7 +48,7 @@ TABLE_1 = (
     VQA,
 )
 TABLE_3 = (*RATES, RESPONSE, VQA)
-SCENES_BENCHMARK, MEAN_DELTA = "overgeneralization", "mean_delta"
+SCENES_BENCHMARK, MEAN_DELTA = "over_generalization", "mean_delta"
 
 
 def tables_section(runs: Sequence[Run]) -> Markup:
@@ -139,10 +139,20 @@ def scenes(runs: Sequence[Run]) -> Markup:
             ") and over answers about that scene (H",
             element("sub", "s"),
             "); Δ is the difference.",
-            "" if with_it or not runs else " No run here has these figures.",
+            _defined(with_it) if with_it or not runs else " No run here has these figures.",
         ]
     )
     return lines(table(caption, scenes_heads(published.SCENES), body), element("p", told, class_="note"))
+
+
+def _defined(runs: Sequence[Run]) -> str:
+    """Which reading of the paper's text the measured figures are of."""
+    names = {str(run.scores[SCENES_BENCHMARK].settings.get("definition", "")) for run in runs} - {""}
+    return (
+        f" Measured by definition {', '.join(sorted(names))} of docs/evaluate.md; the paper gives none."
+        if names
+        else ""
+    )
 
 
 def scene_metrics(scene: str) -> tuple[str, str, str]:
