@@ -40,7 +40,8 @@ class Muffin(nn.Module):
       tokens: int32[R, T]; R is a multiple of B, and row r belongs to image r // (R // B), so that a pair's two rows
         share one encoding. A row holds Q image tokens, or none (then its image is ignored); `check_image_tokens` says
         so where it does not, and is called here for tokens that are values, not traced.
-      image: uint8[B, S, S, 3] or float32 already in [-1, 1]; None for text-only rows and later decoding steps.
+      image: uint8[B, S, S, 3] or float32 already in [-1, 1]; or [B, Q, E], what the tower says of it (`tower_outputs`);
+        None for text-only rows and later decoding steps.
       positions, lengths, mask, cache: as in `Llama`.
       slots: int32[R, P*Q], for buffers of P = B // R pairs each: where in its row every image token stands, T for none.
 
@@ -71,7 +72,8 @@ class Muffin(nn.Module):
                 check_rows(tokens.shape[0], image.shape[0])
             if slots is None and not isinstance(tokens, jax.core.Tracer):
                 check_image_tokens(tokens, c, lengths)
-            features = projector(c, self.dtype)(tower(c, self.dtype, self.remat)(normalize(image)))
+            seen = image if image.ndim == 3 else tower(c, self.dtype, self.remat)(normalize(image))
+            features = projector(c, self.dtype)(seen)
             if slots is None:
                 features = jnp.repeat(features, tokens.shape[0] // image.shape[0], axis=0)
 
@@ -88,6 +90,12 @@ class Muffin(nn.Module):
 def tower(config: MuffinConfig, dtype: Dtype = jnp.float32, remat: str = "none") -> Beit3:
     """The module of the parameters under tower/: images in [-1, 1] -> [B, Q, E]."""
     return Beit3(config.tower, dtype, remat, name="tower")
+
+
+def tower_outputs(model: Muffin, params: Any, image: jax.Array) -> jax.Array:
+    """uint8[B, S, S, 3] -> [B, Q, E] in the model's dtype, which the model takes in the image's place."""
+    outputs: Any = tower(model.config, model.dtype).apply({"params": params["tower"]}, normalize(image))
+    return outputs
 
 
 def projector(config: MuffinConfig, dtype: Dtype = jnp.float32) -> Linear:

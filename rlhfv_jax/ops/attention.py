@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 
@@ -82,6 +83,25 @@ def attention(
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation=implementation
     )
+
+
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """The same attention over a cache whose heads come before its slots, so that no step moves it to compute with it.
+
+    Args:
+      q: [B, T, N, H] queries.
+      k, v: [B, K, S, H] keys and values; N is a multiple of K.
+      mask: bool[B, T, S], true where query t may see slot s.
+
+    Returns:
+      [B, T, N, H] in the dtype of q.
+    """
+    group = q.shape[2] // k.shape[1]
+    q, k, v = rearrange(q, "b t (k g) h -> b k (g t) h", g=group), k.astype(q.dtype), v.astype(q.dtype)
+    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    seen = jnp.tile(mask[:, None], (1, 1, group, 1))
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
+    return rearrange(jnp.einsum("bkqs,bksh->bkqh", weights, v), "b k (g t) h -> b t (k g) h", g=group)
 
 
 def automatic(q: jax.Array) -> str:
