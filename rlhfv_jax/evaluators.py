@@ -156,12 +156,13 @@ class Evaluators:
         for question in task.questions:
             try:
                 self._check(question)
-            except UserError as error:
+            except (UserError, UnicodeError) as error:
                 raise UserError(f"{path}, question {question.id!r}: {error}") from error
         return task
 
     def _check(self, question: Question) -> None:
-        """Raises UserError where the question cannot be asked."""
+        """Raises UserError or UnicodeError where the question cannot be asked."""
+        question.text.encode()  # half of a surrogate pair, which JSON can bring, is no text for a tokenizer
         has_image = _image(question) is not None
         queries = self._config.tower.queries if has_image else 0
         tokens = self._tokenizer.encode(TEMPLATES[self._settings.data.template].prompt(question.text, queries, ()))
@@ -218,10 +219,13 @@ def _image(question: Question) -> Any:
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes JSON lines, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    """Writes JSON lines, whole or not at all; returns the path. Raises UserError where that cannot be."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"Cannot write answers to {path}: {error.strerror or error}.") from error
     return path

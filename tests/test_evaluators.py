@@ -17,6 +17,7 @@ from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals import benchmarks
 from rlhfv_jax.generation import questions
+from rlhfv_jax.reporting.runs import read_run
 
 TOKENS = 12
 QUESTIONS = ("Is there a dog in the picture?", "Is there a person?", "What is this?", "Describe the picture in detail.")
@@ -136,6 +137,9 @@ def test_the_metrics_are_the_benchmarks_own_on_the_written_answers(finished, ask
         assert line["eval/pope/cut"] == pytest.approx(100 * cut / 12)
         stored = json.loads((folder / "scores.json").read_text())
         assert stored["metrics"]["mean_f1"]["value"] == known["eval/pope/mean_f1"]
+        assert (
+            read_run("step", folder).metric("pope", "mean_f1") == scores.metrics["mean_f1"]
+        )  # `report` takes any step
     manifest = json.loads((finished / "manifest.json").read_text())
     assert {name: facts["questions"] for name, facts in manifest["evals"].items()} == {"pope": 12, "samples": 1}
 
@@ -219,6 +223,7 @@ def test_parameters_cut_over_a_mesh_answer_as_whole_ones(finished, configured, a
         ({"evals.questions": ("x={folder}/none.jsonl",)}, "Cannot read the questions"),
         ({"evals.questions": ("x={folder}/broken.jsonl",)}, "broken.jsonl, question 1: "),
         ({"evals.questions": ("x={folder}/reserved.jsonl",)}, "reserved.jsonl, question 1: "),
+        ({"evals.questions": ("x={folder}/surrogate.jsonl",)}, "surrogate.jsonl, question 1: "),
         ({"evals.questions": ("pope={folder}/samples.jsonl",)}, "pope cannot be scored: pope: 1 answers belong to no"),
         ({"evals.references": "{folder}/none"}, "is no folder; coco_pope_adversarial.json is looked for there"),
         ({"best": "eval/pope/f1"}, "config.best=eval/pope/f1 is no metric of these questions; there are eval/pope/adv"),
@@ -227,6 +232,7 @@ def test_parameters_cut_over_a_mesh_answer_as_whole_ones(finished, configured, a
 def test_what_cannot_be_asked_or_scored_stops_the_run_before_it_trains(configured, asked, tmp_path, changes, says):
     (asked / "broken.jsonl").write_text('{"question_id": 1, "prompt": "a", "image": "/9j/' + "A" * 60 + '"}\n')
     (asked / "reserved.jsonl").write_text('{"question_id": 1, "prompt": "a <im_patch> b"}\n')
+    (asked / "surrogate.jsonl").write_text('{"question_id": 1, "prompt": "a \\ud800"}\n')
     put = {
         key: tuple(one.format(folder=asked) for one in value)
         if isinstance(value, tuple)
