@@ -6,6 +6,7 @@ from rlhfv_jax.checkpoint import BEST
 HIGHER = frozenset(
     (
         *("accuracy", "accuracy_plus", "precision", "recall", "f1", "mean_f1", "score", "cover", "amber_score"),
+        *("perception", "cognition"),
         *("obj_rec", "correct_rate", "object_correct_rate"),
     )
 )

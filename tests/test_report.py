@@ -97,10 +97,8 @@ def full_run(name, start):
     scores[SCENES_BENCHMARK] = {
         key: metric(next(values) - 60) for scene in published.SCENES for key in scene_metrics(scene)
     } | {"mean_delta": metric(-4.25)}
-    built = {
-        name: Scores(name, metrics, {"object_halbench": {"path": "lexical"}}.get(name, {"definition": "D"}))
-        for name, metrics in scores.items()
-    }
+    settings = {"object_halbench": {"path": "lexical"}, SCENES_BENCHMARK: {"path": "lexical", "definition": "D"}}
+    built = {name: Scores(name, metrics, settings.get(name, {})) for name, metrics in scores.items()}
     return Run(name, built)
 
 
@@ -173,7 +171,7 @@ def test_over_generalization_is_shown_by_scene_with_signed_differences(read, run
     rows = read.rows("Table 2: over-generalization, by scene")
     metrics = runs[0].scores[SCENES_BENCHMARK].metrics
     names = [key for scene in published.SCENES for key in scene_metrics(scene)] + ["mean_delta"]
-    expected = [cell(metrics[name], signed=name.endswith("delta")) for name in names]
+    expected = [cell(metrics[name], "lexical", signed=name.endswith("delta")) for name in names]
     assert rows[OURS, "ddpo"] == expected
     assert "Measured by definition D" in "".join(read.words)
 

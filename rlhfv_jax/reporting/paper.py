@@ -77,10 +77,10 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         "MMHal-Bench's Resp. is of people, in the paper and here; a judge's hallucination rate stands under all "
         "figures alone.",
     ]
-    if any(_path(run) == LEXICAL for run in runs):
+    if any(_lexical(run, name) for run in runs for name in ("object_halbench", SCENES_BENCHMARK)):
         told.append(
-            "Object HalBench marked 'lexical' finds objects by the synonym file alone; the paper has a chat model "
-            "extract them first. On equal answers the two differ by several points."
+            "Figures marked 'lexical' find objects by the synonym file alone; the paper has a chat model extract them "
+            "first. On equal answers the two differ by several points."
         )
     for run in runs:
         judges = {name: scores.judge for name, scores in run.scores.items() if scores.judge}
@@ -116,20 +116,23 @@ def scenes(runs: Sequence[Run]) -> Markup:
         body.append(cells.band(OURS, width))
     for run in with_it:
         found = [
-            cells.measured(run.metric(SCENES_BENCHMARK, name), signed=at == 2, class_="group" if at == 0 else None)
+            cells.measured(
+                run.metric(SCENES_BENCHMARK, name), 1, at == 2, remark(run, SCENES_BENCHMARK), None if at else "group"
+            )
             for scene in published.SCENES
             for at, name in enumerate(scene_metrics(scene))
         ]
-        mean = cells.measured(run.metric(SCENES_BENCHMARK, MEAN_DELTA), signed=True, class_="group")
+        delta = run.metric(SCENES_BENCHMARK, MEAN_DELTA)
+        mean = cells.measured(delta, 1, True, remark(run, SCENES_BENCHMARK), "group")
         body.append(element("tr", element("th", run.name, scope="row"), *found, mean))
     body.append(cells.band(THEIRS, width))
-    for model, (triples, delta) in published.TABLE_2.items():
+    for model, (triples, average) in published.TABLE_2.items():
         printed = [
             cells.published(value, signed=at == 2, class_="group" if at == 0 else None)
             for triple in triples
             for at, value in enumerate(triple)
         ]
-        last = cells.published(delta, signed=True, class_="group")
+        last = cells.published(average, signed=True, class_="group")
         body.append(element("tr", element("th", model, scope="row"), *printed, last, class_="published"))
     caption = "Table 2: over-generalization, by scene"
     told = join(
@@ -171,13 +174,17 @@ def _edges(columns: Sequence[Column]) -> list[str | None]:
 
 def _cell(run: Run, column: Column, class_: str | None) -> Markup:
     metric: Metric | None = run.metric(column.benchmark, column.metric)
-    remark = {"object_halbench": LEXICAL if _path(run) == LEXICAL else "", "vqav2": "val"}.get(column.benchmark, "")
-    return cells.measured(metric, remark=remark, class_=class_)
+    return cells.measured(metric, remark=remark(run, column.benchmark), class_=class_)
 
 
-def _path(run: Run) -> str:
-    scores = run.scores.get("object_halbench")
-    return "" if scores is None else str(scores.settings.get("path", ""))
+def remark(run: Run, benchmark: str) -> str:
+    """What a cell of this benchmark says of itself, where its figure is not quite the paper's."""
+    return LEXICAL if _lexical(run, benchmark) else "val" if benchmark == "vqav2" else ""
+
+
+def _lexical(run: Run, benchmark: str) -> bool:
+    scores = run.scores.get(benchmark)
+    return scores is not None and scores.settings.get("path") == LEXICAL
 
 
 def _heads(columns: Sequence[Column]) -> Markup:
