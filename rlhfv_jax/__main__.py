@@ -11,6 +11,7 @@ PROGRAMS = {
     "generate": "answer questions with a checkpoint or another server's model",
     "plan": "say whether a configuration fits on hardware that is not here",
     "evaluate": "score answers on a benchmark as its official script does",
+    "report": "build a page of scores beside the paper's tables",
     "inspect": "show a data set as the loss sees it",
 }
 

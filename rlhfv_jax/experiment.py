@@ -19,10 +19,12 @@ from rlhfv_jax import (
     adapters,
     checkpoint,
     evaluation,
+    evaluators,
     loop,
     lora,
     optim,
     prepare,
+    selection,
     settings,
     sharding,
     steps,
@@ -81,10 +83,17 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         if s.lora.rank:
             meta["lora"] = adapters.record(s.init_from, s.lora)
             _check_same_base(start, meta)
+        asked = None
+        if s.evals.questions:
+            asked = evaluators.Evaluators(s, job.model.config, job.tokenizer, mesh, workdir / "evals")
+            if start is not None and (workdir / "manifest.json").exists():
+                asked.check_same(_read_json(workdir / "manifest.json").get("evals"))
         state = _state(job, updater, start)
         updater.check(state, mesh)
         source, eval_source, manifest = _sources(job, workdir, state, start)
         manifest |= _facts(job, config, updater, state)
+        if asked is not None:
+            manifest["evals"] = asked.facts()
         write_json(workdir / "config.json", config)
         write_json(workdir / "manifest.json", manifest)
         ddpo = s.task == "ddpo"
@@ -92,6 +101,8 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         if s.lora.rank:
             loss_fn = lora.at_scale(loss_fn, s.lora.scale)
         measure = steps.evaluation(loss_fn)
+        on_rows = eval_source and (lambda params: evaluation.evaluate(measure, params, eval_source, s, mesh))
+        every, evaluate = evaluators.together(s, on_rows, asked, job.total_steps)
         return fit(
             updater,
             loss_fn,
@@ -111,9 +122,9 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             workers=s.workers,
             log_every=s.log_every,
             save_every=s.save_every,
-            eval_every=s.eval_every,
+            eval_every=every,
             check_first=(lambda metrics: evaluation.check_reference(metrics, s)) if prepare.comparable(s) else None,
-            evaluate=eval_source and (lambda params: evaluation.evaluate(measure, params, eval_source, s, mesh)),
+            evaluate=evaluate,
         )
 
 
@@ -140,7 +151,7 @@ def fit(
     """Trains up to `total_steps` on shuffled batches of the source, with metrics and checkpoints in `workdir`.
 
     Call within `jax.set_mesh(mesh)`. `augment` names one of `images.AUGMENTATIONS`, `bounds` and `workers` are those
-    of `pipeline.train_batches`; `loop_options` go to `loop.train`. With `best`, a metric of `checkpoint.BEST`, the
+    of `pipeline.train_batches`; `loop_options` go to `loop.train`. With `best`, a metric that `selection` knows, the
     state that is best by it is kept in `workdir`/best. `stored` gives what checkpoints hold of a state, where that is
     not all of it.
     """
@@ -157,7 +168,7 @@ def fit(
         workers=workers,
     )
     writer = MetricsWriter(workdir, start)
-    keeper = checkpoint.Best(workdir / "best", best) if best else None
+    keeper = checkpoint.Best(workdir / "best", best, bool(selection.higher_is_better(best))) if best else None
     stored = stored or (lambda state: state)
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
         state = loop.train(

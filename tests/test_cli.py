@@ -157,7 +157,7 @@ def mini(**changes) -> dict:
             "Evaluate on config.data.eval_path or on config.eval_share",
         ),
         ({"best": "eval/loss"}, "config.best=eval/loss needs rows to evaluate on"),
-        ({"best": "loss"}, "config.best='loss' is not known; choose one of , eval/loss"),
+        ({"best": "loss"}, "config.best='loss' is not known; choose one of eval/loss"),
         ({"best": "eval/rewards/margins", "eval_share": 0.1, "task": "sft"}, "is a metric of preference pairs"),
         ({"lora__rank": 4}, "a random base is stored nowhere"),
         ({"lora__rank": -1}, "config.lora.rank=-1 must not be negative"),
