@@ -14,17 +14,18 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from rlhfv_jax import checkpoint, cli, sharding
+from rlhfv_jax import cli
 from rlhfv_jax.data.chat import TEMPLATES
-from rlhfv_jax.decoding.engine import Engine
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.serving.limits import Limits
-from rlhfv_jax.serving.service import Service
-from rlhfv_jax.serving.worker import Worker
+
+if TYPE_CHECKING:
+    from rlhfv_jax.serving.service import Service
+    from rlhfv_jax.serving.worker import Worker
 
 TOKEN = "RLHFV_TOKEN"
 LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -57,28 +58,42 @@ def main() -> None:
 
 
 def _main() -> None:
-    uvicorn, application = _libraries()
     token = _TOKEN.value or os.environ.get(TOKEN, "")
     limits = _limits(token)
+    from rlhfv_jax import checkpoint  # what is wrong with a command line needs no JAX
+
     folder = checkpoint.find(_CHECKPOINT.value)
-    listener = _listen(_HOST.value, _PORT.value)  # a port that is taken should not cost the time of loading
-    with listener:
-        mesh = sharding.make_mesh(data=-1, fsdp=_FSDP.value)
-        engine = Engine.load(folder, _DTYPE.value, mesh, _BATCH_SIZE.value)
-        template = TEMPLATES[_STYLE.value] if _STYLE.value else engine.template
-        name = _MODEL.value or Path(_CHECKPOINT.value).resolve().name
-        worker = Worker(engine, _WINDOW.value / 1000)
-        app = application.application(Service(engine, template, name, limits, token), worker)
+    uvicorn, application = _libraries()
+    with _listen(_HOST.value, _PORT.value) as listener:  # first: a port that is taken should not cost the loading
+        service, worker = _load(folder, limits, token)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_GRACE.value
+            application.application(service, worker),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE.value,
+            timeout_keep_alive=60,
         )
         # uvicorn stops at these signals and then raises them again, for whoever handled them before: nobody, here.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
         listener.listen(2048)
-        print(f"{name}: http://{host}:{listener.getsockname()[1]}/v1", flush=True)
+        host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
+        print(f"{service.model}: http://{host}:{listener.getsockname()[1]}/v1", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _load(folder: Path, limits: Limits, token: str) -> "tuple[Service, Worker]":
+    from rlhfv_jax import sharding
+    from rlhfv_jax.decoding.engine import Engine
+    from rlhfv_jax.serving.service import Service
+    from rlhfv_jax.serving.worker import Worker
+
+    mesh = sharding.make_mesh(data=-1, fsdp=_FSDP.value)
+    engine = Engine.load(folder, _DTYPE.value, mesh, _BATCH_SIZE.value)
+    template = TEMPLATES[_STYLE.value] if _STYLE.value else engine.template
+    name = _MODEL.value or Path(_CHECKPOINT.value).resolve().name
+    return Service(engine, template, name, limits, token), Worker(engine, _WINDOW.value / 1000)
 
 
 def _libraries() -> tuple[Any, Any]:
