@@ -11,7 +11,6 @@ with status 0. docs/serve.md has the interface and its limits. Needs pip install
 
 import importlib
 import os
-import signal
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,24 +62,12 @@ def _main() -> None:
     from rlhfv_jax import checkpoint  # what is wrong with a command line needs no JAX
 
     folder = checkpoint.find(_CHECKPOINT.value)
-    uvicorn, application = _libraries()
+    server = _library()
     with _listen(_HOST.value, _PORT.value) as listener:  # first: a port that is taken should not cost the loading
         service, worker = _load(folder, limits, token)
-        config = uvicorn.Config(
-            application.application(service, worker),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE.value,
-            timeout_keep_alive=60,
-        )
-        # uvicorn stops at these signals and then raises them again, for whoever handled them before: nobody, here.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
-        listener.listen(2048)
         host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
-        print(f"{service.model}: http://{host}:{listener.getsockname()[1]}/v1", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        ready = f"{service.model}: http://{host}:{listener.getsockname()[1]}/v1"
+        server.run(service, worker, listener, _GRACE.value, lambda: print(ready, flush=True))
 
 
 def _load(folder: Path, limits: Limits, token: str) -> "tuple[Service, Worker]":
@@ -96,9 +83,9 @@ def _load(folder: Path, limits: Limits, token: str) -> "tuple[Service, Worker]":
     return Service(engine, template, name, limits, token), Worker(engine, _WINDOW.value / 1000)
 
 
-def _libraries() -> tuple[Any, Any]:
+def _library() -> Any:
     try:
-        return importlib.import_module("uvicorn"), importlib.import_module("rlhfv_jax.serving.application")
+        return importlib.import_module("rlhfv_jax.serving.server")
     except ImportError as error:
         raise UserError("Serving needs starlette and uvicorn: pip install 'rlhfv_jax[serve]'.") from error
 

@@ -29,6 +29,7 @@ FLOOR = {
     "rlhfv_jax.serving.worker": 8,
     "rlhfv_jax.serving.service": 9,
     "rlhfv_jax.serving.application": 10,
+    "rlhfv_jax.serving.server": 11,
     "rlhfv_jax.miniature": 0,
     "rlhfv_jax.evals": 0,
     "rlhfv_jax.models": 0,

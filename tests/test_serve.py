@@ -19,7 +19,6 @@ import httpx2 as httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from conftest import shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,9 +30,9 @@ from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.decoding import batch
 from rlhfv_jax.decoding.engine import Engine
 from rlhfv_jax.decoding.settings import GenerationSettings
-from rlhfv_jax.serving.application import application
 from rlhfv_jax.serving.limits import Limits
 from rlhfv_jax.serving.refusal import Refusal
+from rlhfv_jax.serving.server import Server
 from rlhfv_jax.serving.service import Service
 from rlhfv_jax.serving.worker import Ticket, Worker
 
@@ -46,11 +45,10 @@ TOKEN = "secret"
 class Running:
     """A server on 127.0.0.1, in a thread of this process."""
 
-    def __init__(self, engine: Engine, limits: Limits = LIMITS):
+    def __init__(self, engine: Engine, limits: Limits = LIMITS, grace: float = 5):
         self.worker = Worker(engine)
-        app = application(Service(engine, engine.template, "tiny", limits, TOKEN), self.worker)
-        config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=5, timeout_keep_alive=60)
-        self._server = uvicorn.Server(config)
+        self._server = Server(Service(engine, engine.template, "tiny", limits, TOKEN), self.worker, grace=grace)
+        self._server.config.port = 0
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._http = httpx.Client(trust_env=False)
 
@@ -209,7 +207,7 @@ def cases_of(engine: Engine, reader: int, count: int, taken: set[str]) -> list[C
     for i in itertools.count():
         question, seed = f"Question {i} of {reader}?", 100 * reader + i
         picture = pixels(seed) if (reader + i) % 4 else None
-        options = {"temperature": float(reader % 2), "max_tokens": 12}
+        options = {"temperature": (1.0, 0.7)[reader % 2], "max_tokens": 12}
         wanted = GenerationSettings(max_new_tokens=12, temperature=options["temperature"], stop=engine.stop)
         [[answer]] = engine.answer([engine.prompt(question, picture, seed=seed)], wanted)
         if answer.text not in taken:  # equal answers would hide a crossing
@@ -351,6 +349,23 @@ def test_too_many_requests_are_told_to_come_back(engine, monkeypatch):
         go.set()
         done = [future.exception() for future in waiting]
         assert done.count(None) >= 1 and asking.chat.completions.create(**ask).choices
+
+
+def test_when_the_grace_is_over_requests_get_a_503(engine, monkeypatch):
+    go, stream = threading.Event(), engine.stream
+    monkeypatch.setattr(engine, "stream", lambda *arguments: go.wait(60) and stream(*arguments))
+    ask = {"model": "tiny", "messages": [user("Hello")]}
+    with ThreadPoolExecutor(2) as pool:
+        with Running(engine, grace=0.1) as running:
+            asking = running.client()
+            waiting = [pool.submit(asking.chat.completions.create, stream=x, **ask) for x in (False, True)]
+            while len(running.worker._waiting) + len(running.worker._decoded) < 2:
+                time.sleep(0.01)
+            threading.Timer(1.0, go.set).start()
+        for future in waiting:
+            with pytest.raises(openai.InternalServerError, match="shutting down") as caught:
+                future.result()
+            assert caught.value.status_code == 503
 
 
 def test_the_token_and_the_model_are_checked(server):

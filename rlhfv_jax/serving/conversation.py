@@ -76,10 +76,10 @@ def prompt(
         picture = batch.picture(opened, engine.config.tower.image_size)
         if conversation.shown > 0:  # a later turn's; the template alone would put it into the first
             question, answer = turns[conversation.shown]
-            turns[conversation.shown] = (f"{IMAGE}\n{question}", answer)
+            turns[conversation.shown] = (IMAGE + ("" if template.image_last else "\n") + question, answer)
     found = engine.prompt(turns[-1][0], picture, template, turns[:-1], seed)
-    tokens = engine.tokenizer.encode(found.text)
     try:
+        tokens = engine.tokenizer.encode(found.text)
         batch.check_tokens(tokens, engine.tokenizer.image_token, engine.network.queries, picture is not None)
     except UserError as error:
         raise bad(str(error), "messages") from error

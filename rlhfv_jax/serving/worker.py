@@ -8,7 +8,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from rlhfv_jax.decoding.batch import Delta, Prompt
 from rlhfv_jax.decoding.engine import Engine
@@ -57,6 +56,7 @@ class Worker:
     def __init__(self, engine: Engine, window: float = 0.02):
         self._engine, self._window = engine, window
         self._waiting: list[Ticket] = []
+        self._decoded: list[Ticket] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -75,7 +75,7 @@ class Worker:
         """Raises Refusal where the server stops."""
         with self._changed:
             if self._closed:
-                _stopping()
+                raise _stopping()
             self._waiting.append(ticket)
             self._changed.notify()
 
@@ -86,18 +86,22 @@ class Worker:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
 
-    def close(self) -> None:
-        """Refuses whoever waits, gives up what is being decoded, and returns when the thread has ended."""
+    def stop(self) -> None:
+        """Refuses everybody, those too whose batch is being decoded; the thread ends when it notices."""
         with self._changed:
             self._closed = True
             self._changed.notify()
+            for ticket in (*self._decoded, *self._waiting):
+                ticket.give(_stopping())
+
+    def close(self) -> None:
+        """Stops, and returns when the thread has ended."""
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:
         while batch := self._next():
             self._answer(batch)
-        for ticket in self._waiting:
-            ticket.give(Refusal(503, "The server is shutting down.", code="shutting_down"))
 
     def _next(self) -> list[Ticket]:
         """The next batch as soon as there is one; nothing where the worker is closed."""
@@ -110,6 +114,7 @@ class Worker:
                 left = self._waiting[0].arrived + self._window - time.monotonic()
                 if full or left <= 0:
                     self._waiting = [ticket for ticket in self._waiting if ticket not in batch]
+                    self._decoded = batch
                     return batch
                 self._changed.wait(left)
             return []
@@ -127,17 +132,14 @@ class Worker:
             for deltas in self._engine.stream([ticket.prompt for ticket in batch], batch[0].settings, every):
                 for delta in deltas:
                     batch[delta.row].give(delta)
-                if self._closed or all(ticket.over for ticket in batch):
+                if all(ticket.over for ticket in batch):
                     break
         except Exception as error:  # whatever a device may raise, the next batch is another one
             logging.getLogger(__name__).exception("A batch of %d requests failed.", len(batch))
             failure = Refusal(500, f"The engine failed on this request's batch ({type(error).__name__}).")
             for ticket in batch:
                 ticket.give(failure)
-        if self._closed:
-            for ticket in batch:
-                ticket.give(Refusal(503, "The server is shutting down.", code="shutting_down"))
 
 
-def _stopping() -> NoReturn:
-    raise Refusal(503, "The server is shutting down.", code="shutting_down")
+def _stopping() -> Refusal:
+    return Refusal(503, "The server is shutting down.", code="shutting_down")
