@@ -52,7 +52,7 @@ def application(service: Service, worker: Worker) -> Starlette:
         await asyncio.get_running_loop().run_in_executor(None, worker.close)
         completions.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", completions, methods=["POST"]),
             Route("/v1/models", models, methods=["GET"]),
@@ -62,6 +62,8 @@ def application(service: Service, worker: Worker) -> Starlette:
         exception_handlers={Refusal: _refused, HTTPException: _no_route, Exception: _failed},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # it would build an address from whatever a client calls its host
+    return app
 
 
 class Completions:
@@ -221,7 +223,7 @@ def _refused(_: Request, error: Exception) -> Response:
 
 def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"There is no {request.method} {request.url.path[:100]} here; see docs/serve.md for what there is."
+    message = f"There is no {request.method} {request.scope['path'][:100]} here; see docs/serve.md for what there is."
     return _json(Refusal(error.status_code, message).body(), error.status_code, dict(error.headers or {}))
 
 

@@ -25,6 +25,8 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                ws="none",
+                lifespan="on",
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=round(grace) + LAST,
             )

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlhfv_jax.data.chat import Template
 from rlhfv_jax.decoding.batch import Prompt
@@ -33,7 +33,7 @@ class Service:
     template: Template
     model: str
     limits: Limits
-    token: str = ""
+    token: str = field(default="", repr=False)
 
     def read(self, body: bytes) -> Asked:
         """A request's body, checked from its bytes to the tokens of its prompt. Raises Refusal."""
