@@ -53,7 +53,12 @@ OPTIONS = (
 
 
 def main() -> None:
-    cli.run(_main, __doc__ or "", OPTIONS)
+    cli.run(
+        _main,
+        __doc__ or "",
+        OPTIONS,
+        interrupted="A judge's replies so far are kept; the same command asks for the rest.",
+    )
 
 
 def _main() -> None:

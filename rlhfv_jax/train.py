@@ -30,7 +30,12 @@ _RESUME = flags.DEFINE_string(
 
 
 def main() -> None:
-    cli.run(_main, __doc__ or "", (_CONFIG, _WORKDIR, _RESUME))
+    cli.run(
+        _main,
+        __doc__ or "",
+        (_CONFIG, _WORKDIR, _RESUME),
+        interrupted="The same command with the same --workdir continues from the last checkpoint.",
+    )
 
 
 def _main() -> None:
