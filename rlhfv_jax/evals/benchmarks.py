@@ -1,6 +1,7 @@
 """All benchmarks by name: an answers file and the folder of official files in, scores out."""
 
 import ast
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 from rlhfv_jax.endpoint import Request
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.evals import amber, llava_bench, mhumaneval, mmhal, pope, vqa
+from rlhfv_jax.evals import llava_bench, mhumaneval, mmhal, pope, vqa
 from rlhfv_jax.evals.answers import Answer, AnswerFile, by_question, read_answers, read_objects
 from rlhfv_jax.evals.judge import Judge, Judgment, Parse, judge
 from rlhfv_jax.evals.references import find, read_json, read_text
@@ -80,11 +81,16 @@ def _answered(path: Path, benchmark: str) -> tuple[Answer, ...]:
     return found.answers
 
 
-def _objhal(path: Path, way: Way) -> Scores:
+def _with_words(name: str) -> Any:
+    """A module of this folder that needs the tokenizer of the extra `evals`."""
     try:
-        from rlhfv_jax.evals import objhal
+        return importlib.import_module(f"rlhfv_jax.evals.{name}")
     except ImportError as error:
-        raise UserError("Object HalBench needs a tokenizer of words: pip install 'rlhfv_jax[evals]'.") from error
+        raise UserError(f"{name} needs a tokenizer of words: pip install 'rlhfv_jax[evals]'.") from error
+
+
+def _objhal(path: Path, way: Way) -> Scores:
+    objhal = _with_words("objhal")
     return objhal.score(_answered(path, objhal.NAME), way.references, way.partial)
 
 
@@ -93,6 +99,7 @@ def _pope(path: Path, way: Way) -> Scores:
 
 
 def _amber(path: Path, way: Way) -> Scores:
+    amber = _with_words("amber")
     return amber.score(_answered(path, amber.NAME), way.references, way.partial)
 
 
@@ -172,6 +179,13 @@ def _objhal_measures(item: Mapping[str, Any]) -> Measures:
     return {"answers_hallucinating_percent": 100.0 * bool(wrong), "hallucinated_mentions": float(wrong)}
 
 
+def _amber_measures(item: Mapping[str, Any]) -> Measures:
+    if "answer" in item:
+        return {"accuracy": 100.0 * (item["answer"] == item["truth"].capitalize())}
+    wrong = len(item["hallucinated"])
+    return {"descriptions_hallucinating_percent": 100.0 * bool(wrong), "hallucinated_mentions": float(wrong)}
+
+
 def _mmhal_measures(item: Mapping[str, Any]) -> Measures:
     return {} if item["rating"] is None else mmhal.measures(item["rating"])
 
@@ -187,7 +201,7 @@ def _mhumaneval_measures(item: Mapping[str, Any]) -> Measures:
 BENCHMARKS: dict[str, Benchmark] = {
     "object_halbench": Benchmark(_objhal, _objhal_measures),
     "pope": Benchmark(_pope, lambda item: {"accuracy": 100.0 * (item["predicted"] == item["label"])}),
-    "amber": Benchmark(_amber, lambda item: {"accuracy": 100.0 * (item["answer"] == item["truth"].capitalize())}),
+    "amber": Benchmark(_amber, _amber_measures),
     "vqav2": Benchmark(
         _vqa,
         lambda item: {"accuracy": 100 * item["accuracy"], "processed/accuracy": 100 * item["processed_accuracy"]},
