@@ -45,6 +45,7 @@ FLOOR = {
     "rlhfv_jax.evals.amber": 4,
     "rlhfv_jax.evals.extraction": 4,
     "rlhfv_jax.evals.llava_bench": 4,
+    "rlhfv_jax.evals.over_generalization": 4,
     "rlhfv_jax.evals.benchmarks": 5,
     "rlhfv_jax.evals.mmhal": 4,
     "rlhfv_jax.losses": 1,

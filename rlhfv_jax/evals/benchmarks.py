@@ -34,6 +34,8 @@ class Way:
     replies: Path = Path("judge_replies.jsonl")
     prompts: Path = Path("judge_prompts.jsonl")
     annotator: str = ""
+    scenes: Path | None = None  # over_generalization: other scenes, phrases or objects than the paper's
+    ranking: str = "instances"  # over_generalization: what the objects of a scene are ranked by
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Benchmark:
 
     score: Callable[[Path, Way], Scores]
     measures: Callable[[Mapping[str, Any]], Measures]
+    reads: str = ""  # the benchmark whose answers, and judge's replies, it reads, if not its own
 
 
 def score(name: str, answers: Path, way: Way) -> Scores:
@@ -90,8 +93,35 @@ def _with_words(name: str) -> Any:
 
 
 def _objhal(path: Path, way: Way) -> Scores:
+    """By the synonym file alone, or with a judge by its lists of objects, as the published figures are."""
     objhal = _with_words("objhal")
-    return objhal.score(_answered(path, objhal.NAME), way.references, way.partial)
+    answers = _answered(path, objhal.NAME)
+    if way.judge is None:
+        return objhal.score(answers, way.references, way.partial)
+    extraction, tagging = _with_words("extraction"), _with_words("tagging")
+    objhal.check_answers(answers, way.partial)
+    script = find(way.references, "eval_gpt_obj_halbench.py", f"{RLHFV}, eval (the prompt is read from it)")
+    template = extraction.check_template(_string(script, "prompt_template"), str(script))
+    vocabulary = _with_words("vocabulary").read_vocabulary(way.references)
+    truths = objhal.truths(answers, way.references, vocabulary)
+    requests = [
+        extraction.request(answer.question_id, extraction.question(answer), answer.text, template)
+        for answer in answers
+        if extraction.needs_judge(answer.text)
+    ]
+    judgment = _judged(requests, extraction.parse, objhal.NAME, way)
+    tagger = tagging.object_tagger()
+    return extraction.score(answers, truths, vocabulary, judgment, tagger.tagged, tagger.name)
+
+
+def _over_generalization(path: Path, way: Way) -> Scores:
+    table = _with_words("over_generalization")
+    scores = _objhal(path, way)
+    vocabulary = _with_words("vocabulary").read_vocabulary(way.references)
+    scenes = table.read_scenes(way.scenes, vocabulary) if way.scenes else table.DEFAULT
+    found = table.from_coco(way.references, scenes, vocabulary, way.ranking)
+    settings = {**scores.settings, "ranking": way.ranking}
+    return replace(table.score_items(scores.items, found, settings), judge=scores.judge)
 
 
 def _pope(path: Path, way: Way) -> Scores:
@@ -200,6 +230,7 @@ def _mhumaneval_measures(item: Mapping[str, Any]) -> Measures:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "object_halbench": Benchmark(_objhal, _objhal_measures),
+    "over_generalization": Benchmark(_over_generalization, _objhal_measures, reads="object_halbench"),
     "pope": Benchmark(_pope, lambda item: {"accuracy": 100.0 * (item["predicted"] == item["label"])}),
     "amber": Benchmark(_amber, _amber_measures),
     "vqav2": Benchmark(

@@ -1,6 +1,6 @@
 """Object HalBench: how many answers and mentions name objects that the picture does not have (CHAIR)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,15 @@ def score(answers: Sequence[Answer], references: str | Path, partial: bool = Fal
     """
     check_answers(answers, partial)
     vocabulary = read_vocabulary(references)
+    true = truths(answers, references, vocabulary)
+    named = [words(clean(answer.text), vocabulary) for answer in answers]
+    return score_words(answers, named, true, vocabulary, "lexical")
+
+
+def truths(answers: Sequence[Answer], references: str | Path, vocabulary: Vocabulary) -> list[set[str]]:
+    """The true objects of each answer's image."""
     truth = ground_truth(references, {_image(answer) for answer in answers}, vocabulary)
-    texts = [clean(answer.text) for answer in answers]
-    named = [words(text, vocabulary) for text in texts]
-    return score_words(answers, named, [truth[_image(answer)] for answer in answers], vocabulary, "lexical")
+    return [truth[_image(answer)] for answer in answers]
 
 
 def check_answers(answers: Sequence[Answer], partial: bool = False) -> None:
@@ -128,17 +133,11 @@ def ground_truth(references: str | Path, images: set[int], vocabulary: Vocabular
     """
     truth: dict[int, set[str]] = {image: set() for image in images}
     captioned = set()
-    for split in SPLITS:
-        name = f"instances_{split}.json"
-        instances = read_lists(find(references, name, SOURCE), ("categories", "annotations"))
+    for instances, captions in coco(references):
         names = {row["id"]: row["name"] for row in instances["categories"]}
         for row in instances["annotations"]:
             if row["image_id"] in truth:
-                category = names[row["category_id"]]
-                if category not in vocabulary.node:
-                    raise UserError(f"{name}: category {category!r} stands in no line of the synonym file.")
-                truth[row["image_id"]].add(vocabulary.node[category])
-        captions = read_lists(find(references, f"captions_{split}.json", SOURCE), ("annotations",))
+                truth[row["image_id"]].add(category_node(names[row["category_id"]], vocabulary))
         for row in captions["annotations"]:
             if row["image_id"] in truth:
                 captioned.add(row["image_id"])
@@ -146,3 +145,34 @@ def ground_truth(references: str | Path, images: set[int], vocabulary: Vocabular
     if bare := sorted(images - captioned):
         raise UserError(f"{NAME}: {len(bare)} images have no COCO caption, first {bare[0]}.")
     return truth
+
+
+def category_node(category: str, vocabulary: Vocabulary) -> str:
+    """The object that a COCO category is of. Raises UserError where the synonym file has none."""
+    if category not in vocabulary.node:
+        raise UserError(f"COCO's category {category!r} stands in no line of the synonym file.")
+    return vocabulary.node[category]
+
+
+def coco(references: str | Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Instances and captions of one COCO split after the other. Raises UserError on a missing or misshapen file."""
+    for split in SPLITS:
+        file = find(references, f"instances_{split}.json", SOURCE)
+        instances = read_lists(file, ("categories", "annotations"))
+        _check(instances["categories"], {"id": int, "name": str}, f"{file}, categories")
+        _check(instances["annotations"], {"image_id": int, "category_id": int}, f"{file}, annotations")
+        if unknown := {row["category_id"] for row in instances["annotations"]} - {
+            row["id"] for row in instances["categories"]
+        }:
+            raise UserError(f"{file}: category_id {min(unknown)} stands in no category.")
+        file = find(references, f"captions_{split}.json", SOURCE)
+        captions = read_lists(file, ("annotations",))
+        _check(captions["annotations"], {"image_id": int, "caption": str}, f"{file}, annotations")
+        yield instances, captions
+
+
+def _check(rows: Sequence[Mapping[str, Any]], fields: Mapping[str, type], where: str) -> None:
+    for number, row in enumerate(rows):
+        for name, kind in fields.items():
+            if not isinstance(row.get(name), kind):
+                raise UserError(f"{where}, {number}: expected the field {name!r}, a {kind.__name__}.")

@@ -5,12 +5,13 @@ for them is named in every score.
 """
 
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rlhfv_jax.evals.lemmas import noun_lemma
+from rlhfv_jax.evals.lemmas import is_noun, noun_lemma
 
 NOUN = "NN"
 SPACY = ("trf", "lg", "md", "sm")  # sizes of en_core_web_*, best first
@@ -125,3 +126,51 @@ def _may_be_noun(words: Sequence[str]) -> bool:
     if previous in MODALS and word in VERBS:
         return previous == "to" and words[0] in BEFORE_TO
     return True
+
+
+@dataclass(frozen=True)
+class ObjectTagger:
+    """What finds the nouns in the names of objects that a chat model lists; `tagged` takes a text."""
+
+    name: str
+    tagged: Callable[[str], Tagged]
+
+
+def object_tagger() -> ObjectTagger:
+    """The best spaCy model that is installed (officially the transformer one), else NLTK's tagger, else the rules."""
+    if found := spacy_model():
+        name, model = found
+        return ObjectTagger(name, lambda text: [(token.lemma_, token.tag_) for token in model(text)])
+    tagger = _nltk() or Tagger("rules", _object_tags)
+
+    def tagged(text: str) -> Tagged:
+        words = re.findall(r"\w+|[^\w\s]", text)
+        return [(singular(word), tag) for word, tag in zip(words, tagger.tags(words), strict=True)]
+
+    return ObjectTagger(f"{tagger.name} and WordNet", tagged)
+
+
+def singular(word: str) -> str:
+    """The noun lemma where WordNet has none or another than people would say.
+
+    >>> singular("men"), singular("vases"), singular("Smartphones"), singular("bus")
+    ('man', 'vase', 'smartphone', 'bus')
+    """
+    word = word.lower()
+    lemma = {"men": "man", "vases": "vase"}.get(word) or noun_lemma(word)
+    if lemma == word and not is_noun(word) and word.endswith("s") and not word.endswith(("ss", "us", "is")):
+        return word[:-1]
+    return lemma
+
+
+def _object_tags(tokens: Sequence[str]) -> list[str]:
+    return [
+        NOUN if tag and not _describes(token.lower()) else ""
+        for token, tag in zip(tokens, by_rule(tokens), strict=True)
+    ]
+
+
+def _describes(word: str) -> bool:
+    if word in DETERMINERS | PREPOSITIONS | ADJECTIVES | BE:
+        return True
+    return not is_noun(singular(word)) and word.endswith(ADJECTIVE_ENDINGS)
