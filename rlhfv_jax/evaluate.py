@@ -121,7 +121,7 @@ def _all(answers: Path, out: Path) -> None:
 
 
 def _score(name: str, answers: Path, other: str, out: Path, judged: Path | None = None) -> Scores | None:
-    """Scores and writes; None where prompts were written for a judge elsewhere. `judged`: where its replies are kept."""
+    """Scores and writes; None where prompts were written for a judge elsewhere. `judged`: where replies are."""
     judged = judged or out
     ours, theirs = (
         benchmarks.Way(

@@ -101,7 +101,11 @@ def test_pope_equals_the_official_scorer():
         for ours, theirs in {"accuracy": "acc"}.items() | {(n, n) for n in ("precision", "recall", "f1", "yes_ratio")}:
             value = scores.metrics[f"{setting}/{ours}"].value
             assert value == pytest.approx(100 * official[setting][theirs], abs=1e-9)
-    assert scores.metrics["mean_f1"].value == pytest.approx(100 * official["mean_f1"], abs=1e-9)
+    mean = scores.metrics["mean_f1"]
+    assert mean.value == pytest.approx(100 * official["mean_f1"], abs=1e-9)
+    widths = [scores.metrics[f"{setting}/f1"].high - scores.metrics[f"{setting}/f1"].low for setting in pope.SETTINGS]
+    # Three means drawn apart: the width of the mean is the root of the sum of squares over three.
+    assert mean.high - mean.low == pytest.approx(sum(w**2 for w in widths) ** 0.5 / 3, rel=0.15)
     with pytest.raises(UserError, match="have no answer"):
         pope.score_records(answers[1:], records)
 
@@ -154,6 +158,15 @@ def test_a_rate_of_nothing_is_null_in_valid_json(tmp_path):
     write_scores(Scores("x", {"a": ratio([])}), tmp_path)
     assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["a"]["value"] is None
     assert read_scores(tmp_path).metrics["a"].value is None
+
+
+def test_the_rate_of_each_object_is_of_its_mentions():
+    vocabulary = read_vocabulary(shared("data/benchmarks/chair"))
+    answers = [Answer(str(i), "a", image_id=str(i)) for i in range(3)]
+    named = [["dog", "puppy", "cup"], ["dog"], []]
+    metrics = objhal.score_words(answers, named, [{"cup"}, {"dog"}, set()], vocabulary, "lexical").metrics
+    rates = {name: (metric.value, metric.n) for name, metric in metrics.items() if name.startswith("object/")}
+    assert rates == {"object/dog": (pytest.approx(200 / 3), 3), "object/cup": (0, 1)}
 
 
 def test_object_halbench_refuses_a_question_answered_twice():

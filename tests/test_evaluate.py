@@ -105,7 +105,7 @@ def test_all_benchmarks_with_answers_give_the_official_numbers(references, answe
     options = (f"--answers={answers}", f"--references={references}", f"--out={tmp_path}")
     done = evaluate("--benchmark=all", "--format=json", "--partial", *options)
     assert sorted(json.loads(done.stdout)) == ["amber", "object_halbench", "over_generalization", "pope", "vqav2"]
-    assert "no answers to mmhal, llava_bench, mhumaneval" in done.stderr
+    assert "no answers to mme, seed_bench, mmhal, llava_bench, mhumaneval" in done.stderr
     chair = expected("raw80")["qa90_gpt4"]
     assert value(tmp_path / "object_halbench", "resp") == pytest.approx(100 * chair["CHAIRs_refine"], abs=1e-9)
     assert value(tmp_path / "object_halbench", "mention") == pytest.approx(100 * chair["CHAIRi"], abs=1e-9)

@@ -40,7 +40,7 @@ def test_the_case_worked_by_hand_in_all_readings():
 
 
 def test_an_object_named_twice_counts_once_an_answer():
-    case, items, scene = hand_case()
+    _, items, scene = hand_case()
     doubled = [{**item, "mentioned": item["mentioned"] * 2, "hallucinated": item["hallucinated"] * 3} for item in items]
     assert table.score_items(doubled, [scene], {}).metrics == table.score_items(items, [scene], {}).metrics
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from rlhfv_jax.endpoint import Request
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.evals import llava_bench, mhumaneval, mmhal, pope, vqa
+from rlhfv_jax.evals import llava_bench, mhumaneval, mme, mmhal, pope, seed_bench, vqa
 from rlhfv_jax.evals.answers import Answer, AnswerFile, by_question, read_answers, read_objects
 from rlhfv_jax.evals.judge import Judge, Judgment, Parse, judge
 from rlhfv_jax.evals.references import find, read_json, read_text
@@ -137,6 +137,14 @@ def _vqa(path: Path, way: Way) -> Scores:
     return vqa.score(_answered(path, vqa.NAME), way.references, way.partial)
 
 
+def _mme(path: Path, way: Way) -> Scores:
+    return mme.score(_answered(path, mme.NAME), way.references, way.partial)
+
+
+def _seed_bench(path: Path, way: Way) -> Scores:
+    return seed_bench.score(_answered(path, seed_bench.NAME), way.references, way.partial)
+
+
 def _mhumaneval(path: Path, way: Way) -> Scores:
     scores = mhumaneval.score(mhumaneval.labels([row for _, row in read_objects(path)], str(path), way.annotator))
     if not way.partial and not scores.settings["complete"]:
@@ -216,6 +224,13 @@ def _amber_measures(item: Mapping[str, Any]) -> Measures:
     return {"descriptions_hallucinating_percent": 100.0 * bool(wrong), "hallucinated_mentions": float(wrong)}
 
 
+def _seed_measures(item: Mapping[str, Any]) -> Measures:
+    found = {"accuracy": 100.0 * (item["chosen"] == item["answer"])} if item["text"].strip() else {}
+    if item["likeliest"] is not None:
+        found["likelihood/accuracy"] = 100.0 * (item["likeliest"] == item["answer"])
+    return found
+
+
 def _mmhal_measures(item: Mapping[str, Any]) -> Measures:
     return {} if item["rating"] is None else mmhal.measures(item["rating"])
 
@@ -237,6 +252,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         _vqa,
         lambda item: {"accuracy": 100 * item["accuracy"], "processed/accuracy": 100 * item["processed_accuracy"]},
     ),
+    "mme": Benchmark(_mme, lambda item: {"accuracy": 100.0 * (item["predicted"] == item["label"])}),
+    "seed_bench": Benchmark(_seed_bench, _seed_measures),
     "mmhal": Benchmark(_mmhal, _mmhal_measures),
     "llava_bench": Benchmark(_llava_bench, _llava_measures),
     "mhumaneval": Benchmark(_mhumaneval, _mhumaneval_measures),

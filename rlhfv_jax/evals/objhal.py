@@ -1,5 +1,6 @@
 """Object HalBench: how many answers and mentions name objects that the picture does not have (CHAIR)."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def score_words(
     """Scores given the vocabulary words of each answer, however extracted, and the true objects of its image.
 
     Rates are fractions, under the official names; `resp` and `mention` are the paper's two columns, in percent.
+    `object/NAME` is the percentage of the object's mentions in pictures without it, of every object that is mentioned.
 
     Raises:
       UserError: there is no answer.
@@ -87,7 +89,7 @@ def score_words(
         "correct_objects": sum(len(item["correct"]) for item in items),
         "true_objects": sum(len(item["truth"]) for item in items),
     }
-    return Scores(NAME, _metrics(items), settings, items=items)
+    return Scores(NAME, _metrics(items) | _by_object(items), settings, items=items)
 
 
 def _metrics(items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
@@ -108,6 +110,17 @@ def _metrics(items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
         "correct_rate": ratio(right, any_named, n=sum(any_named)),
         "object_correct_rate": ratio(fine, mentions, n=sum(mentions)),
         "avg_word_len": ratio([len(clean(item["text"]).split(" ")) for item in items]),
+    }
+
+
+def _by_object(items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
+    counted = [
+        tuple(Counter(node for _, node in item[name]) for name in ("hallucinated", "mentioned")) for item in items
+    ]
+    total: Counter[str] = sum((mentioned for _, mentioned in counted), Counter())
+    return {
+        f"object/{name}": ratio([one[name] for one, _ in counted], [one[name] for _, one in counted], 100, n=count)
+        for name, count in total.most_common()
     }
 
 
