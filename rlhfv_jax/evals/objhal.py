@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.answers import Answer, by_question
 from rlhfv_jax.evals.references import find, read_lists
 from rlhfv_jax.evals.scores import Metric, Scores
-from rlhfv_jax.evals.statistics import ratio
+from rlhfv_jax.evals.statistics import interval, ratio, resampled_sums
 from rlhfv_jax.evals.vocabulary import Vocabulary, read_vocabulary, words
 
 NAME = "object_halbench"
@@ -114,14 +116,25 @@ def _metrics(items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
 
 
 def _by_object(items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
-    counted = [
-        tuple(Counter(node for _, node in item[name]) for name in ("hallucinated", "mentioned")) for item in items
-    ]
-    total: Counter[str] = sum((mentioned for _, mentioned in counted), Counter())
-    return {
-        f"object/{name}": ratio([one[name] for one, _ in counted], [one[name] for _, one in counted], 100, n=count)
-        for name, count in total.most_common()
-    }
+    wrong, named = (
+        [Counter(node for _, node in item[name]) for item in items] for name in ("hallucinated", "mentioned")
+    )
+    total = sum(named, Counter[str]())
+    names = [name for name, _ in total.most_common()]
+    # All objects in one draw: a draw for each takes seconds.
+    sums = np.array(
+        [[float(counts[name]) for counts in each for name in names] for each in zip(wrong, named, strict=True)]
+    )
+    if not names:
+        return {}
+    drawn = resampled_sums(sums)
+    found = {}
+    for at, name in enumerate(names):
+        top, bottom = drawn[:, at], drawn[:, at + len(names)]
+        low, high = interval(100 * top[bottom > 0] / bottom[bottom > 0])
+        share = 100 * sum(one[name] for one in wrong) / total[name]
+        found[f"object/{name}"] = Metric(share, low, high, total[name])
+    return found
 
 
 def clean(text: str) -> str:
