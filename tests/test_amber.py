@@ -1,5 +1,6 @@
 """AMBER: both halves equal to the official scorer, joined, and what is refused."""
 
+import importlib
 import json
 
 import pytest
@@ -83,6 +84,25 @@ def test_descriptions_with_nltks_own_tagger_are_exact(name):
     scores = score(rows(name), tagger)
     for theirs, ours in NAMES.items():
         assert scores.metrics[f"generative/{ours}"].value == expected(name)["Generative Task"][theirs]
+
+
+def test_nltks_tagger_is_taken_where_its_data_is_installed(tmp_path, monkeypatch):
+    data, perceptron = importlib.import_module("nltk.data"), importlib.import_module("nltk.tag.perceptron")
+    monkeypatch.setattr(data, "path", [str(tmp_path)])
+    tagging._nltk.cache_clear()
+    assert not tagging.noun_tagger().official
+    folder = tmp_path / "taggers" / "averaged_perceptron_tagger_eng"
+    folder.mkdir(parents=True)
+    trained = perceptron.PerceptronTagger(load=False)
+    trained.train([[("A", "DT"), ("dog", "NN"), ("can", "MD"), ("run", "VB")]] * 20)
+    trained.save_to_json("eng", str(folder))
+    tagging._nltk.cache_clear()
+    try:
+        tagger = tagging.noun_tagger()
+        assert (tagger.name, tagger.official) == ("nltk", True)
+        assert list(tagger.tags(["A", "dog", "can", "run"])) == ["DT", "NN", "MD", "VB"]
+    finally:
+        tagging._nltk.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["disc_all_yes", "disc_hash80", "instructblip7b_8bit_greedy_first300_disc"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import shared
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rlhfv_jax.errors import UserError
@@ -74,7 +74,7 @@ def prepare(folder, kept=None):
         {
             "response_id": f"r{i}",
             "response": "a cat",
-            "segments": [{"type": "object", "start": 2, "end": 5, "text": "cat"}] * (i % 2),
+            "segments": [SEGMENT] * (i % 2),
         }
         for i in range(6)
     ]
@@ -111,37 +111,38 @@ WEIRD = st.sampled_from(
         *("\ud800", None, True, 5, 1.5, math.nan, math.inf, -1, 10**30, [], {}, ["a"], {"a": 1}, [[]], "../x", "١"),
     ]
 )
-FIELDS = st.sampled_from(
-    [
-        *("question_id", "id", "text", "answer", "response", "image_id", "prompt", "model_id", "error"),
-        *("segments", "response_id", "option_log_probs", "source", "annotator"),
+SEGMENT = {"type": "object", "start": 2, "end": 5, "text": "cat"}
+EXTRA = ("prompt", "model_id", "error", "option_log_probs", "source", "annotator", "image_id", "text")
+
+
+def mutations(fields):
+    """Up to three changes of a file: mostly of the fields that its lines have."""
+    row = st.integers(0, 11)
+    field = st.one_of(st.sampled_from(sorted(fields)), st.sampled_from(EXTRA))
+    segment = st.builds(lambda name, value: [{**SEGMENT, name: value}], st.sampled_from(sorted(SEGMENT)), WEIRD)
+    kinds = [
+        st.tuples(st.just("set"), row, field, WEIRD),
+        st.tuples(st.just("delete"), row, field, st.none()),
+        st.tuples(st.sampled_from(["drop", "repeat"]), row, st.none(), st.none()),
     ]
-)
-MUTATIONS = st.lists(
-    st.one_of(
-        st.tuples(st.just("set"), st.integers(0, 11), FIELDS, WEIRD),
-        st.tuples(st.just("segment"), st.integers(0, 11), st.sampled_from(["type", "start", "end", "text"]), WEIRD),
-        st.tuples(st.just("delete"), st.integers(0, 11), FIELDS, st.none()),
-        st.tuples(st.just("drop"), st.integers(0, 11), st.none(), st.none()),
-        st.tuples(st.just("repeat"), st.integers(0, 11), st.none(), st.none()),
-    ),
-    max_size=3,
-)
+    if "segments" in fields:
+        kinds.append(st.tuples(st.just("set"), row, st.just("segments"), segment))
+    return st.lists(st.one_of(kinds), max_size=3)
+
+
 BYTES = st.sampled_from(
     ["as it is"] * 4 + ["bom", "crlf", "cut", "list", "latin", "utf16", "blank lines", "nothing", "deep", "comma"]
 )
 
 
-def mutated(rows, mutations):
+def mutated(rows, changes):
     rows = [dict(row) for row in rows]
-    for kind, at, field, value in mutations:
+    for kind, at, field, value in changes:
         if not rows:
             break
         at %= len(rows)
         if kind == "set":
             rows[at][field] = value
-        elif kind == "segment":
-            rows[at]["segments"] = [{"type": "object", "start": 2, "end": 5, "text": "cat", field: value}, value][:1]
         elif kind == "delete":
             rows[at].pop(field, None)
         elif kind == "drop":
@@ -183,10 +184,12 @@ def test_every_mutation_is_one_sentence_or_a_score_of_numbers(name, official, tm
     judge = Judge("m", None) if name in ("mmhal", "llava_bench") else None
 
     @FUZZ
-    @given(MUTATIONS, BYTES, st.booleans())
-    def check(mutations, how, partial):
+    @given(mutations(answers[name][0]), BYTES, st.booleans())
+    @example([("set", 0, "text", "\ud800")], "as it is", True)
+    @example([("set", 1, "segments", ["a"])], "as it is", True)
+    def check(changes, how, partial):
         path = tmp_path / "answers.jsonl"
-        path.write_bytes(encoded(mutated(answers[name], mutations), how))
+        path.write_bytes(encoded(mutated(answers[name], changes), how))
         way = benchmarks.Way(folder, partial, judge, tmp_path / "replies.jsonl", tmp_path / "prompts.jsonl")
         try:
             scores = benchmarks.score(name, path, way)

@@ -59,6 +59,21 @@ def test_mme_equals_a_count_by_its_definition(mme_files):
     assert scores.settings["neither_yes_nor_no"] == sum(kind_of[value] == "" for value in text.values())
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Yes", "yes"),
+        ("NOT SURE", "no"),
+        (" yes", "yes"),
+        ("The answer is yes", "other"),
+        ("", "other"),
+        ("I know", "other"),
+    ],
+)
+def test_mme_reads_only_the_first_four_letters(text, found):
+    assert mme.verdict(text) == found
+
+
 def test_mme_at_its_best_is_2000_and_800(mme_files):
     records = mme.questions(mme_files)
     scores = mme.score([Answer(record["question_id"], record["label"]) for record in records], mme_files)
