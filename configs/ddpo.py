@@ -102,6 +102,16 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.eval_share = 0.0  # share of data.path's rows held out to evaluate on, by a hash of their ids; our choice
     c.best = ""  # also keep the checkpoint that is best by this, as "eval/rewards/accuracies", in best/; our choice
     c.keep = 2  # checkpoints
+
+    c.evals = ml_collections.ConfigDict()  # questions that the model answers while it trains; our choice throughout
+    c.evals.questions = ()  # as ("pope=dev_pope.jsonl",): a benchmark without a judge is scored, any name is written
+    c.evals.image_dir = ""  # where their images are; empty: beside each file
+    c.evals.references = ""  # the folder with the benchmarks' official files, as for `evaluate`
+    c.evals.every = 0  # steps; 0: as eval_every
+    c.evals.count = 0  # only the first questions of each file; 0: all
+    c.evals.max_new_tokens = 256
+    c.evals.num_beams = 1
+    c.evals.batch_size = 32  # rows (questions times beams) decoded together
     return c
 
 

@@ -18,7 +18,7 @@ from rlhfv_jax import sharding, trees
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import TrainState
 
-# Metrics of an evaluation that can choose a run's best checkpoint, and whether more of them is better.
+# Metrics of an evaluation on rows that can choose a run's best checkpoint, and whether more of them is better.
 BEST = {
     "eval/loss": False,
     "eval/nll/chosen": False,
@@ -63,17 +63,22 @@ class Checkpoints:
 
 
 class Best:
-    """The state with the best value of one metric of BEST so far, in a directory of its own."""
+    """The state with the best value of one metric so far, in a directory of its own."""
 
-    def __init__(self, folder: Path, metric: str):
-        self._folder, self._metric = folder, metric
+    def __init__(self, folder: Path, metric: str, higher: bool):
+        self._folder, self._metric, self._higher = folder, metric, higher
         # A run that continues starts from what it had found before.
         self._value = read_meta(folder)["best"][metric] if exists(folder) else None
 
     def offer(self, state: TrainState, values: Mapping[str, float], meta: Mapping[str, Any]) -> None:
-        """Saves the state where the metric is better than ever before; returns when it is on disk."""
+        """Saves the state where the metric is better than ever before; returns when it is on disk.
+
+        Values without the metric, of an evaluation at another cadence or of a rate of nothing, choose nothing.
+        """
+        if self._metric not in values:
+            return
         value = float(values[self._metric])
-        if self._value is None or (value > self._value if BEST[self._metric] else value < self._value):
+        if self._value is None or (value > self._value if self._higher else value < self._value):
             self._value = value
             with Checkpoints(self._folder, keep=1) as checkpoints:
                 checkpoints.save(state, {**meta, "best": {self._metric: value}})

@@ -19,11 +19,13 @@ from rlhfv_jax import (
     adapters,
     checkpoint,
     evaluation,
+    evaluators,
     loop,
     lora,
     optim,
     prepare,
     processes,
+    selection,
     settings,
     sharding,
     steps,
@@ -84,11 +86,22 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         if s.lora.rank:
             meta["lora"] = adapters.record(s.init_from, s.lora)
             _check_same_base(start, meta)
+        asked = None
+        if s.evals.questions:
+            if jax.process_count() > 1:
+                raise UserError(
+                    "config.evals answers questions in a run of one process alone; leave its questions out."
+                )
+            asked = evaluators.Evaluators(s, job.model.config, job.tokenizer, mesh, workdir / "evals")
+            if start is not None and (workdir / "manifest.json").exists():
+                asked.check_same(_read_json(workdir / "manifest.json").get("evals"))
         state = _state(job, updater, start)
         processes.barrier("the state is there")
         updater.check(state, mesh)
         source, eval_source, manifest = _sources(job, workdir, state, start)
         manifest |= _facts(job, config, updater, state)
+        if asked is not None:
+            manifest["evals"] = asked.facts()
         if processes.is_first():
             write_json(workdir / "config.json", config)
             write_json(workdir / "manifest.json", manifest)
@@ -97,6 +110,8 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         if s.lora.rank:
             loss_fn = lora.at_scale(loss_fn, s.lora.scale)
         measure = processes.together("the evaluation", steps.evaluation(loss_fn))
+        on_rows = eval_source and (lambda params: evaluation.evaluate(measure, params, eval_source, s, mesh))
+        every, evaluate = evaluators.together(s, on_rows, asked, job.total_steps)
         return fit(
             updater,
             loss_fn,
@@ -116,9 +131,9 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             workers=s.workers,
             log_every=s.log_every,
             save_every=s.save_every,
-            eval_every=s.eval_every,
+            eval_every=every,
             check_first=(lambda metrics: evaluation.check_reference(metrics, s)) if prepare.comparable(s) else None,
-            evaluate=eval_source and (lambda params: evaluation.evaluate(measure, params, eval_source, s, mesh)),
+            evaluate=evaluate,
         )
 
 
@@ -145,7 +160,7 @@ def fit(
     """Trains up to `total_steps` on shuffled batches of the source, with metrics and checkpoints in `workdir`.
 
     Call within `jax.set_mesh(mesh)`. `augment` names one of `images.AUGMENTATIONS`, `bounds` and `workers` are those
-    of `pipeline.train_batches`; `loop_options` go to `loop.train`. With `best`, a metric of `checkpoint.BEST`, the
+    of `pipeline.train_batches`; `loop_options` go to `loop.train`. With `best`, a metric that `selection` knows, the
     state that is best by it is kept in `workdir`/best. `stored` gives what checkpoints hold of a state, where that is
     not all of it.
     """
@@ -161,7 +176,7 @@ def fit(
         workers=workers,
     )
     writer = MetricsWriter(workdir, start, writes=processes.is_first())
-    keeper = checkpoint.Best(workdir / "best", best) if best else None
+    keeper = checkpoint.Best(workdir / "best", best, bool(selection.higher_is_better(best))) if best else None
     stored = stored or (lambda state: state)
     with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
         state = loop.train(

@@ -16,7 +16,7 @@ import jax
 from rlhfv_jax.metrics import MetricsWriter, Reporter
 from rlhfv_jax.structs import TrainState
 
-Evaluate = Callable[[Any], Mapping[str, float]]
+Evaluate = Callable[[int, Any], Mapping[str, float]]
 Evaluated = Callable[[TrainState, Mapping[str, float]], None]
 
 
@@ -43,8 +43,8 @@ def train(
       save: starts a checkpoint of the state it is given.
       log_every: how often metrics leave the device; every step gets its line in any case.
       check_first: sees the metrics of step 0, before anything is saved; may raise.
-      save_every, eval_every: in steps; 0 for only at the end. `evaluate(params)` returns `eval/...` values,
-        which `evaluated(state, values)` sees once they are on disk.
+      save_every, eval_every: in steps; 0 for only at the end. `evaluate(step, params)` returns `eval/...` values,
+        or none where nothing is due, and `evaluated(state, values)` sees them once they are on disk.
     """
     start = int(state.step)
     pending: list[tuple[int, Mapping[str, jax.Array]]] = []
@@ -85,11 +85,11 @@ def train(
                 pending = []
                 reporter.update(done, note)
             if eval_due and evaluate is not None:
-                values = evaluate(state.params)
-                writer.write(done, values)
-                if evaluated is not None:
-                    writer.flush()
-                    evaluated(state, values)
+                if values := evaluate(done, state.params):
+                    writer.write(done, values)
+                    if evaluated is not None:
+                        writer.flush()
+                        evaluated(state, values)
                 clock = time.perf_counter()
             if save_due:
                 writer.flush()

@@ -20,6 +20,7 @@ from rlhfv_jax.errors import UserError
 from rlhfv_jax.lora import Lora
 from rlhfv_jax.models.vlm import MuffinConfig
 from rlhfv_jax.ops import attention
+from rlhfv_jax.selection import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,35 @@ class MeshSizes:
 
 
 @dataclass(frozen=True)
+class Evals:
+    """Questions that the model of the moment answers while it trains (`evaluators`)."""
+
+    questions: tuple[str, ...] = ()
+    image_dir: str = ""
+    references: str = ""
+    every: int = 0
+    count: int = 0
+    max_new_tokens: int = 256
+    num_beams: int = 1
+    batch_size: int = 32
+
+    def files(self) -> dict[str, str]:
+        """The question files by name; raises UserError where an entry is not NAME=FILE or a name stands twice."""
+        found: dict[str, str] = {}
+        for entry in self.questions:
+            name, _, path = entry.partition("=")
+            if not re.fullmatch(r"[\w-]+", name) or not path or name in METRIC_GROUPS:
+                raise UserError(
+                    f"config.evals.questions: {entry!r} is not NAME=FILE, with a name of letters that is none of "
+                    f"{', '.join(METRIC_GROUPS)}."
+                )
+            if name in found:
+                raise UserError(f"config.evals.questions: the name {name!r} stands twice.")
+            found[name] = path
+        return found
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a training run depends on; the comments in `configs/ddpo.py` say what each key means."""
 
@@ -110,9 +140,11 @@ class Settings:
     eval_every: int
     eval_share: float
     best: str
+    evals: Evals
     keep: int
 
 
+METRIC_GROUPS = ("loss", "nll", "logps", "rewards")  # eval/... of the rows themselves
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("ddpo", "sft"),
     "dtype": ("float32", "bfloat16"),
@@ -136,15 +168,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ddpo.label_mask": LABEL_MASKS,
     "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
-    "best": ("", *checkpoint.BEST),
 }
 POSITIVE = (
     *("data.max_length", "data.buckets", "ddpo.gamma", "ddpo.beta", "ddpo.min_match"),
     *("optim.lr", "optim.batch_size", "keep", "log_every"),
+    *("evals.max_new_tokens", "evals.num_beams", "evals.batch_size"),
 )
 NOT_NEGATIVE = (
     *("data.count", "ddpo.nll", "optim.epochs", "optim.steps", "optim.weight_decay", "lora.rank", "lora.alpha"),
-    *("workers", "save_every", "eval_every"),
+    *("workers", "save_every", "eval_every", "evals.every", "evals.count"),
 )
 
 
@@ -211,6 +243,16 @@ def _check_evaluation(s: Settings) -> None:
         raise UserError(f"config.eval_share={s.eval_share} is a share of the rows, in [0, 1).")
     if s.eval_share and s.data.eval_path:
         raise UserError("Evaluate on config.data.eval_path or on config.eval_share of the data, not on both.")
+    names = s.evals.files()
+    asked = [name for name in names if s.best.startswith(f"eval/{name}/")]
+    if s.best and (higher_is_better(s.best) is None or not (s.best in checkpoint.BEST or asked)):
+        choices = [*checkpoint.BEST, *(f"eval/{name}/METRIC" for name in names)]
+        raise UserError(
+            f"config.best={s.best!r} is not known; choose one of {', '.join(choices)}, with a METRIC of which more is "
+            f"better or worse.{_near(s.best, choices)}"
+        )
+    if asked:
+        return
     if s.best and not (s.eval_share or s.data.eval_path):
         raise UserError(f"config.best={s.best} needs rows to evaluate on: config.data.eval_path or config.eval_share.")
     if s.best and s.task == "sft" and s.best != "eval/loss":

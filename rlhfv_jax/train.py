@@ -42,7 +42,12 @@ _START_WITHIN = flags.DEFINE_float(
 
 def main() -> None:
     several = (_COORDINATOR, _PROCESSES, _PROCESS, _LOST_AFTER, _START_WITHIN)
-    cli.run(_main, __doc__ or "", (_CONFIG, _WORKDIR, _RESUME, *several))
+    cli.run(
+        _main,
+        __doc__ or "",
+        (_CONFIG, _WORKDIR, _RESUME, *several),
+        interrupted="The same command with the same --workdir continues from the last checkpoint.",
+    )
 
 
 def _main() -> None:

@@ -174,5 +174,6 @@ def alignment_config(d: Demo, run: Run, folder: Path) -> dict[str, Any]:
         "eval_every": 0,
         "eval_share": 0.0,
         "best": "",
+        "evals": dataclasses.asdict(settings.Evals()),
         "keep": 1,
     }
