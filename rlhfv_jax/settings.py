@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhfv_jax import checkpoint, losses, optim
+from rlhfv_jax import checkpoint, losses, memory, optim
 from rlhfv_jax.data import encoding, images, segments
 from rlhfv_jax.data.chat import LABEL_MASKS, TEMPLATES
 from rlhfv_jax.errors import UserError
@@ -74,6 +74,7 @@ class Optim:
     eps: float
     clip: float
     trainable: str
+    memory: str
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Settings:
     optim: Optim
     lora: Lora
     mesh: MeshSizes
+    gradient_accumulation: int
     workers: int
     log_every: int
     save_every: int
@@ -110,6 +112,8 @@ class Settings:
     eval_share: float
     best: str
     keep: int
+    grace: float
+    compilation_cache: str
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -134,11 +138,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ddpo.label_mask": LABEL_MASKS,
     "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
+    "optim.memory": memory.NAMES,
     "best": ("", *checkpoint.BEST),
 }
 POSITIVE = (
     *("data.max_length", "data.buckets", "ddpo.gamma", "ddpo.beta", "ddpo.min_match"),
-    *("optim.lr", "optim.batch_size", "keep", "log_every"),
+    *("optim.lr", "optim.batch_size", "keep", "log_every", "grace", "gradient_accumulation"),
 )
 NOT_NEGATIVE = (
     *("data.count", "ddpo.nll", "optim.epochs", "optim.steps", "optim.weight_decay", "lora.rank", "lora.alpha"),
@@ -172,6 +177,7 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
     _check_rows(settings)
     _check_evaluation(settings)
     _check_lora(settings)
+    _check_memory(settings)
     if not 0 <= settings.ddpo.label_smoothing < 0.5:
         raise UserError(f"config.ddpo.label_smoothing={settings.ddpo.label_smoothing} is a share in [0, 0.5).")
     if settings.reference_cache and settings.data.reference == "stored":
@@ -225,6 +231,14 @@ def _check_lora(s: Settings) -> None:
         re.compile(s.lora.targets)
     except re.error as error:
         raise UserError(f"config.lora.targets={s.lora.targets!r} is no regular expression: {error}.") from error
+
+
+def _check_memory(s: Settings) -> None:
+    if s.optim.memory == "fp32":
+        return
+    for key, wanted in (("dtype", "bfloat16"), ("optim.name", "adamw"), ("lora.rank", 0)):
+        if get(s, key) != wanted:
+            raise UserError(f"config.optim.memory={s.optim.memory} needs config.{key}={wanted}.")
 
 
 def _check_model(model: MuffinConfig) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from rlhfv_jax import cli, experiment, gpu
+from rlhfv_jax import cli, compilation, experiment, gpu
 from rlhfv_jax.miniature import seeds
 
 _CONFIG = cli.define_config()
@@ -37,6 +37,7 @@ def _main() -> None:
     if gpu.present():
         gpu.apply()
     config, workdir = cli.get_config(_CONFIG), Path(_WORKDIR.value)
+    compilation.keep_programs(config.get("compilation_cache", ""), workdir)
     if config.get("task") == "miniature":
         seeds.run(config, workdir)
     else:

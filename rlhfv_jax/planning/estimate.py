@@ -27,12 +27,13 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
     `pairs` is the number of rows of the data, which the run's length in steps follows from where it is in epochs.
     """
     mesh = sharding.make_mesh(s.mesh.data, s.mesh.fsdp, s.mesh.tensor, devices=target.devices)
-    sharding.check_batch_size(s.optim.batch_size, mesh)
+    sharding.check_batch_size(s.optim.batch_size, mesh, s.gradient_accumulation)
     total_steps = s.optim.steps or math.ceil(s.optim.epochs * pairs / s.optim.batch_size)
     step, state = train_step(s, mesh, total_steps)  # outside the mesh: what runs at once needs devices that are here
     with jax.set_mesh(mesh):
         packed = s.data.layout == "packed"
-        batch = packed_batch_of(s, row_length, sharding.ways(mesh)) if packed else batch_of(s, row_length)
+        groups = sharding.ways(mesh) * s.gradient_accumulation
+        batch = packed_batch_of(s, row_length, groups) if packed else batch_of(s, row_length)
         traced = step.trace(state, batch)
         started = time.perf_counter()
         try:
@@ -79,7 +80,7 @@ def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
         loss_fn = lora.at_scale(loss_fn, s.lora.scale)
     updater = experiment.make_updater(s.optim, params, total_steps)
     state = jax.eval_shape(updater.init, params)
-    return updater.step(loss_fn, mesh, state), state
+    return updater.step(loss_fn, mesh, state, s.gradient_accumulation), state
 
 
 def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
