@@ -134,7 +134,7 @@ def test_second_moments_rounded_to_nearest_would_drift_where_stochastic_ones_do_
 
 @pytest.mark.parametrize(("plan", "per_parameter"), [("fp32", 12), ("split", 12), ("split_sr", 8)])
 def test_bytes_a_parameter_are_as_stated(trajectories, tiny_params, plan, per_parameter):
-    """By shapes, of the 13B model; and by arguments and aliases of the small one's compiled step (frozen weights: 4)."""
+    """By shapes, of the 13B model; and by arguments and aliases of the small one's step (frozen weights: 4)."""
     model = vlm.Muffin(vlm.muffin_13b())
     shapes = jax.eval_shape(lambda key: vlm.init(model, key), jax.random.key(0))
     state = jax.eval_shape(updater(shapes, plan, "full").init, shapes)

@@ -186,3 +186,33 @@ def test_supervised_fine_tuning_learns_an_answer(tiny_config, tiny_params):
             state, metrics = step(state, sharding.put(batch, mesh))
             values.append(float(metrics["loss"]))
     assert values[0] > 4 and values[-1] < 0.8 * values[0]
+
+
+def uneven(task):
+    """Eight rows of which two are padding, all in one half, and with very different numbers of scored targets."""
+    p = pairs()
+    p = p._replace(
+        valid=np.arange(B) >= 2, weights=p.weights * (np.arange(T - 1) < np.array([23, 10] * 4)[:, None, None])
+    )
+    if task == "ddpo":
+        return p
+    labels = np.where(p.weights > 0, p.labels, IGNORE).astype(np.int32)
+    return SftBatch(p.image, p.tokens, labels, (labels != IGNORE).astype(np.float32), p.lengths, p.row, p.valid)
+
+
+@pytest.mark.parametrize(("task", "axes", "parts"), [("ddpo", {"fsdp": 1}, 4), ("sft", {"fsdp": 4, "tensor": 2}, 2)])
+def test_accumulated_parts_are_one_large_batch(tiny_config, tiny_params, task, axes, parts):
+    """Gradients and metrics, whatever the parts hold: means have to be weighed by what they are means over."""
+    model, batch, mesh = vlm.Muffin(tiny_config), uneven(task), sharding.make_mesh(**axes)
+    loss = steps.preference_loss(model, PREFERENCE) if task == "ddpo" else steps.sft_loss(model)
+    frozen = jax.tree.map(lambda _: None, tiny_params)
+    grads, metrics = jax.jit(lambda p, b: steps.gradient(loss, mesh)(p, frozen, b))(tiny_params, batch)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(tiny_params, sharding.shardings(tiny_params, mesh))
+        cut = jax.jit(lambda p, b: steps.gradient(loss, mesh, parts)(p, frozen, b))
+        summed, values = cut(params, sharding.put(batch, mesh))
+    assert set(values) == set(metrics)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(values[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    for (path, a), (_, b) in zip(trees.paths(grads), trees.paths(summed), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * max(float(np.abs(a).max()), 1e-3), err_msg=path)
