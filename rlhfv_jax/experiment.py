@@ -19,11 +19,13 @@ from rlhfv_jax import (
     adapters,
     checkpoint,
     evaluation,
+    flops,
     loop,
     lora,
     optim,
     preemption,
     prepare,
+    profiling,
     settings,
     sharding,
     steps,
@@ -69,11 +71,12 @@ class Job:
     total_steps: int
 
 
-def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> TrainState:
+def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto", profiled: range = range(0)) -> TrainState:
     """Trains as the plain nested `config` says, with DDPO or SFT on preference pairs.
 
     The working directory gets config.json, manifest.json, metrics.jsonl, TensorBoard events and checkpoints. `resume`:
-    "auto" continues a run found there, "never" refuses to, anything else is a checkpoint to start from.
+    "auto" continues a run found there, "never" refuses to, anything else is a checkpoint to start from. `profiled`:
+    steps of which a profiler trace is written to `workdir`/profile.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     job = prepare_job(settings.from_dict(config))
@@ -93,10 +96,7 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         manifest |= _facts(job, config, updater, state)
         write_json(workdir / "config.json", config)
         write_json(workdir / "manifest.json", manifest)
-        ddpo = s.task == "ddpo"
-        loss_fn = steps.preference_loss(job.model, s.ddpo) if ddpo else steps.sft_loss(job.model)
-        if s.lora.rank:
-            loss_fn = lora.at_scale(loss_fn, s.lora.scale)
+        loss_fn = _loss(s, job.model)
         measure = steps.evaluation(loss_fn)
         return fit(
             updater,
@@ -117,6 +117,8 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             augment=s.data.augment,
             bounds=job.rows.bounds(s.data.buckets),
             workers=s.workers,
+            trace=profiling.Trace(profiled, workdir / "profile"),
+            ideal=_ideal_seconds(job, updater, state),
             log_every=s.log_every,
             save_every=s.save_every,
             eval_every=s.eval_every,
@@ -185,6 +187,30 @@ def fit(
         )
     writer.close()
     return state
+
+
+def _loss(s: Settings, model: vlm.Muffin) -> steps.LossFn:
+    loss_fn = steps.preference_loss(model, s.ddpo) if s.task == "ddpo" else steps.sft_loss(model)
+    return lora.at_scale(loss_fn, s.lora.scale) if s.lora.rank else loss_fn
+
+
+def _ideal_seconds(job: Job, updater: steps.Updater, state: TrainState) -> Callable[[Any], float] | None:
+    """A batch's matrix products, nothing recomputed, at the devices' peak; None where that is not known."""
+    peak = flops.peak(job.mesh.devices.flat[0].device_kind)
+    if peak is None:
+        return None
+    loss_fn = _loss(job.settings, job.model.clone(remat="none"))
+    trainable, frozen = trees.split(jax.eval_shape(lambda: state.params), updater.mask)
+    known: dict[Any, float] = {}
+
+    def seconds(batch: Any) -> float:
+        shapes = tuple(field.shape for field in batch)
+        if shapes not in known:
+            traced = jax.make_jaxpr(steps.gradient(loss_fn, job.mesh))(trainable, frozen, batch)
+            known[shapes] = flops.dot_flops(traced.jaxpr) / (peak * job.mesh.size)
+        return known[shapes]
+
+    return seconds
 
 
 def make_updater(o: settings.Optim, abstract_params: Any, total_steps: int) -> steps.Updater:

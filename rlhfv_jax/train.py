@@ -12,11 +12,13 @@ The working directory gets config.json, manifest.json, metrics.jsonl, TensorBoar
 with the same command, a stopped run continues from its last checkpoint.
 """
 
+import re
 from pathlib import Path
 
 from absl import flags
 
 from rlhfv_jax import cli, compilation, experiment, gpu
+from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import seeds
 
 _CONFIG = cli.define_config()
@@ -27,10 +29,13 @@ _RESUME = flags.DEFINE_string(
     "auto: continue the run in --workdir where it has a checkpoint; never: start only in an unused --workdir; "
     "PATH: start from the whole state of that checkpoint.",
 )
+_PROFILE = flags.DEFINE_string(
+    "profile_steps", "", "5:8 writes a profiler trace of steps 5, 6 and 7 to profile/ in --workdir."
+)
 
 
 def main() -> None:
-    cli.run(_main, __doc__ or "", (_CONFIG, _WORKDIR, _RESUME))
+    cli.run(_main, __doc__ or "", (_CONFIG, _WORKDIR, _RESUME, _PROFILE))
 
 
 def _main() -> None:
@@ -41,7 +46,15 @@ def _main() -> None:
     if config.get("task") == "miniature":
         seeds.run(config, workdir)
     else:
-        experiment.train(config, workdir, _RESUME.value)
+        experiment.train(config, workdir, _RESUME.value, _steps(_PROFILE.value))
+
+
+def _steps(text: str) -> range:
+    found = re.fullmatch(r"(\d+):(\d+)", text or "0:0")
+    steps = range(int(found[1]), int(found[2])) if found else range(0)
+    if text and not steps:
+        raise UserError(f"--profile_steps={text} names no steps; write 5:8 for steps 5, 6 and 7.")
+    return steps
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ FLOOR = {
     "rlhfv_jax.gpu": 0,
     "rlhfv_jax.bits": 0,
     "rlhfv_jax.compilation": 0,
+    "rlhfv_jax.flops": 0,
     "rlhfv_jax.structs": 0,
     "rlhfv_jax.trees": 0,
     "rlhfv_jax.endpoint": 1,

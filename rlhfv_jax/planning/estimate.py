@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from rlhfv_jax import experiment, lora, prepare, settings, sharding, steps
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.flops import dot_flops
 from rlhfv_jax.models import vlm
 from rlhfv_jax.planning.targets import GIB, Target
 from rlhfv_jax.settings import Settings
@@ -137,22 +138,6 @@ def state_bytes(state: Any, mesh: Mesh) -> int:
     where = sharding.shardings(state, mesh)
     sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, where)
     return sum(jax.tree.leaves(sizes))
-
-
-def dot_flops(jaxpr: Any) -> int:
-    """Multiplications and additions of all matrix products of a jaxpr, those in a scan as often as it turns.
-
-    XLA's own cost analysis counts the body of a loop once.
-    """
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            ((contract, _), _) = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contract)
-        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += turns * sum(dot_flops(inner) for inner in jax.core.jaxprs_in_params(equation.params))
-    return total
 
 
 def collectives(compiled: Any) -> dict[str, Any] | None:
