@@ -70,14 +70,14 @@ def train(
             trace.done(index, state)
             log.add(index, metrics, batch)
             done = index + 1
-            if done % log_every == 0:
-                reporter.update(done - 1, log.write(leave=1))
             last = done == steps
             eval_due = evaluate is not None and (last or (eval_every and done % eval_every == 0))
             stop = preempted(done) and not last
             save_due = last or stop or (save_every and done % save_every == 0)
             if eval_due or save_due:
                 reporter.update(done, log.write())
+            elif done % log_every == 0:
+                reporter.update(done - 1, log.write(leave=1))
             if eval_due and evaluate is not None:
                 values = evaluate(state.params)
                 writer.write(done, values)
@@ -98,16 +98,19 @@ class _Log:
 
     def __init__(self, writer: MetricsWriter, pairs_per_step: int, check_first: CheckFirst | None, ideal: Ideal | None):
         self._writer, self._pairs, self._check_first, self._ideal = writer, pairs_per_step, check_first, ideal
-        self._pending: list[tuple[int, Mapping[str, jax.Array], float]] = []
+        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self._steps, self._seconds = 0, 0.0  # steps since the clock was read, and what they would take at the peak
         self.clock = Clock("input", "device")
 
     def add(self, index: int, metrics: Mapping[str, jax.Array], batch: Any) -> None:
-        self._pending.append((index, metrics, self._ideal(batch) if self._ideal else 0.0))
+        self._pending.append((index, metrics))
+        self._steps += 1
+        self._seconds += self._ideal(batch) if self._ideal else 0.0
 
     def write(self, leave: int = 0) -> str:
         """Writes a line for every step but the last `leave`, and returns one for a person.
 
-        Every line carries the means over these steps of: pairs and tokens a second; seconds a step that the host
+        Every line carries the means since the last call of: pairs and tokens a second; seconds a step that the host
         waited for input, and for the device (to take a step or to finish one); what it had of the devices' peak.
         """
         cut = len(self._pending) - leave
@@ -115,15 +118,17 @@ class _Log:
         if not now:
             return ""
         with self.clock.waiting("device"):
-            fetched = jax.device_get([values for _, values, _ in now])
+            fetched = jax.device_get([values for _, values in now])
         elapsed, waited = self.clock.read()
-        speed = {"pairs_per_second": self._pairs * len(now) / elapsed}
-        speed |= {f"seconds/{kind}": seconds / len(now) for kind, seconds in waited.items()}
+        a_step = elapsed / self._steps
+        speed = {"pairs_per_second": self._pairs / a_step}
+        speed |= {f"seconds/{kind}": seconds / self._steps for kind, seconds in waited.items()}
         if "tokens" in fetched[0]:
-            speed["tokens_per_second"] = float(sum(values["tokens"] for values in fetched)) / elapsed
+            speed["tokens_per_second"] = float(sum(values["tokens"] for values in fetched)) / len(now) / a_step
         if self._ideal:
-            speed["mfu"] = sum(ideal for _, _, ideal in now) / elapsed
-        for (index, _, _), values in zip(now, fetched, strict=True):
+            speed["mfu"] = self._seconds / elapsed
+        self._steps, self._seconds = 0, 0.0
+        for (index, _), values in zip(now, fetched, strict=True):
             self._writer.write(index, values | speed)
             if index == 0 and self._check_first is not None:
                 self._check_first(values)
