@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from test_steps import PREFERENCE, pairs
 
-from rlhfv_jax import bits, checkpoint, memory, optim, sharding, steps, trees
+from rlhfv_jax import bits, checkpoint, cli, memory, optim, settings, sharding, steps, trees
+from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import vlm
 
 STEPS, LR = 12, 1e-3
@@ -163,3 +164,18 @@ def test_checkpoints_hold_float32_weights_and_give_back_the_state_on_another_mes
     assert trees.digest(one.to_checkpoint(found)) == trees.digest(state)
     narrow = {leaf.dtype.name for leaf in jax.tree.leaves(found.params)}
     assert narrow == ({"float32"} if plan == "fp32" else {"float32", "bfloat16"})  # what is frozen stays whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dtype": "float32"}, "config.dtype=bfloat16"),
+        ({"optim.name": "muon"}, "config.optim.name=adamw"),
+        ({"lora.rank": 4, "init_from": "somewhere"}, "config.lora.rank=0"),
+    ],
+)
+def test_what_a_split_plan_does_not_go_with_is_refused(changes, words):
+    config = cli._load(f"{cli.config_folder() / 'ddpo.py'}:mini")
+    config.update_from_flattened_dict({"optim.memory": "split", "dtype": "bfloat16"} | changes)
+    with pytest.raises(UserError, match=f"optim.memory=split needs {words}"):
+        settings.from_dict(config.to_dict())
