@@ -19,6 +19,8 @@ from rlhfv_jax import bits, sharding, trees
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import TrainState
 
+HOST = "pinned_host"  # the memory kind of arrays that a device reaches but does not hold
+
 # Metrics of an evaluation that can choose a run's best checkpoint, and whether more of them is better.
 BEST = {
     "eval/loss": False,
@@ -219,9 +221,13 @@ def _verify(folder: Path, arrays: dict[str, jax.Array]) -> None:
 
 
 def _checksums(tree: Any) -> dict[str, int]:
-    """`bits.checksum` of every array, by path."""
-    sums = jax.device_get(_checksum_tree(dict(trees.paths(tree))))
-    return {path: int(value) for path, value in sums.items()}
+    """`bits.checksum` of every array, by path; those in a host's memory go through the devices one by one."""
+    arrays = dict(trees.paths(tree))
+    hosted = {path for path, x in arrays.items() if isinstance(x, jax.Array) and x.sharding.memory_kind == HOST}
+    sums = _checksum_tree({path: x for path, x in arrays.items() if path not in hosted})
+    for path in hosted:
+        sums |= _checksum_tree({path: jax.device_put(arrays[path], arrays[path].sharding.with_memory_kind("device"))})
+    return {path: int(value) for path, value in jax.device_get(sums).items()}
 
 
 @jax.jit
