@@ -1,6 +1,7 @@
 """What all programs share: finding a config file by bare name, and turning every failure into one sentence.
 
-Exit status: 0 on success, 1 for what a `UserError` explains, 2 for a command line that cannot be read.
+Exit status: 0 on success, 1 for what a `UserError` explains, 2 for a command line that cannot be read, 75 and
+143 after SIGTERM in a training loop (`preemption`).
 """
 
 import difflib
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rlhfv_jax import __version__
-from rlhfv_jax.errors import UserError
+from rlhfv_jax.errors import SAVED, Preempted, UserError
 
 flags.DEFINE_bool("version", False, "Print the version and exit.")
 
@@ -78,6 +79,9 @@ def _guarded(main: Callable[[], None], interrupted: str) -> None:
         main()
     except UserError as error:
         _fail(str(error), 1)
+    except Preempted as notice:
+        print(notice, file=sys.stderr)
+        sys.exit(SAVED)
     except KeyboardInterrupt:
         _fail(f"Interrupted. {interrupted}".rstrip(), 130)
     except OSError as error:

@@ -15,7 +15,8 @@ from tensorboardX import SummaryWriter
 
 from rlhfv_jax.errors import UserError
 
-TIMING = ("pairs_per_second", "tokens_per_second")  # everything else in a line is a function of config and data alone
+# Everything else in a line is a function of config and data alone.
+TIMING = ("pairs_per_second", "tokens_per_second", "seconds/input", "seconds/device", "mfu")
 
 
 class MetricsWriter:

@@ -149,8 +149,8 @@ def make_source(
 ) -> Any:
     """Padded rows, a PairSource or an ExampleSource; every row has the longest static length unless asked otherwise.
 
-    With data.layout=packed a PackedSource, a buffer for every share of the mesh (by default one). With `features`
-    these stand in the place of images.
+    With data.layout=packed a PackedSource, a buffer for every share of the mesh (by default one) and part of a batch.
+    With `features` these stand in the place of images.
     """
     length, size = buckets.rounded(rows.stats.longest_row), s.model.tower.image_size
     flip_any, encoded = s.data.flip == "any", typing.cast(Any, rows.encoded)
@@ -166,7 +166,7 @@ def make_source(
             image_token=tokenizer.image_token,
             queries=s.model.tower.queries,
             batch_size=s.optim.batch_size,
-            groups=1 if mesh is None else sharding.ways(mesh),
+            groups=1 if mesh is None else sharding.ways(mesh) * s.gradient_accumulation,
         )
     elif s.task == "ddpo":
         source = pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any)

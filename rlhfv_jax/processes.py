@@ -18,7 +18,7 @@ import jax
 
 from rlhfv_jax import rollcall
 from rlhfv_jax.cluster import Place
-from rlhfv_jax.errors import UserError
+from rlhfv_jax.errors import Preempted, UserError
 
 START_WITHIN = 300.0  # seconds for all processes to appear
 LOST_AFTER = 60.0  # seconds of silence after which a process counts as lost
@@ -49,7 +49,7 @@ def joined(place: Place | None, lost_after: float = LOST_AFTER, start_within: fl
     _member = _start(place, lost_after, start_within)
     try:
         yield
-    except SystemExit:
+    except (SystemExit, Preempted):
         _leave(lost_after)
         raise
     except BaseException as error:

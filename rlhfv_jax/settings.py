@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhfv_jax import checkpoint, losses, optim
+from rlhfv_jax import checkpoint, losses, memory, optim
 from rlhfv_jax.data import encoding, images, segments
 from rlhfv_jax.data.chat import LABEL_MASKS, TEMPLATES
 from rlhfv_jax.errors import UserError
@@ -76,6 +76,7 @@ class Optim:
     eps: float
     clip: float
     trainable: str
+    memory: str
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,7 @@ class Settings:
     optim: Optim
     lora: Lora
     mesh: MeshSizes
+    gradient_accumulation: int
     workers: int
     log_every: int
     save_every: int
@@ -142,6 +144,8 @@ class Settings:
     best: str
     evals: Evals
     keep: int
+    grace: float
+    compilation_cache: str
 
 
 METRIC_GROUPS = ("loss", "nll", "logps", "rewards")  # eval/... of the rows themselves
@@ -168,10 +172,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ddpo.label_mask": LABEL_MASKS,
     "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
+    "optim.memory": memory.NAMES,
 }
 POSITIVE = (
     *("data.max_length", "data.buckets", "ddpo.gamma", "ddpo.beta", "ddpo.min_match"),
-    *("optim.lr", "optim.batch_size", "keep", "log_every"),
+    *("optim.lr", "optim.batch_size", "keep", "log_every", "grace", "gradient_accumulation"),
     *("evals.max_new_tokens", "evals.num_beams", "evals.batch_size"),
 )
 NOT_NEGATIVE = (
@@ -207,6 +212,7 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
     _check_evaluation(settings)
     _check_lora(settings)
     _check_image_features(settings)
+    _check_memory(settings)
     if not 0 <= settings.ddpo.label_smoothing < 0.5:
         raise UserError(f"config.ddpo.label_smoothing={settings.ddpo.label_smoothing} is a share in [0, 0.5).")
     if settings.reference_cache and settings.data.reference == "stored":
@@ -285,6 +291,14 @@ def _check_image_features(s: Settings) -> None:
         raise UserError("config.data.image_features=cached is for images that are not augmented.")
     if s.data.reference_dtype not in ("", s.dtype):
         raise UserError("config.data.image_features=cached needs one dtype for policy and reference.")
+
+
+def _check_memory(s: Settings) -> None:
+    if s.optim.memory == "fp32":
+        return
+    for key, wanted in (("dtype", "bfloat16"), ("optim.name", "adamw"), ("lora.rank", 0)):
+        if get(s, key) != wanted:
+            raise UserError(f"config.optim.memory={s.optim.memory} needs config.{key}={wanted}.")
 
 
 def _check_model(model: MuffinConfig) -> None:

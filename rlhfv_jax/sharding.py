@@ -125,12 +125,11 @@ def ways(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError where the batch cannot be cut evenly over the devices."""
-    if batch_size % ways(mesh):
-        raise UserError(
-            f"optim.batch_size={batch_size} is not divisible by mesh.data*mesh.fsdp={ways(mesh)}; change one of them."
-        )
+def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises UserError where the batch cannot be cut evenly over the devices, and there into so many parts."""
+    if batch_size % (ways(mesh) * parts):
+        cut = f"mesh.data*mesh.fsdp={ways(mesh)}" + (f" times gradient_accumulation={parts}" if parts > 1 else "")
+        raise UserError(f"optim.batch_size={batch_size} is not divisible by {cut}; change one of them.")
 
 
 def shares_here(mesh: Mesh) -> tuple[int, ...]:

@@ -13,11 +13,12 @@ with the same command, a stopped run continues from its last checkpoint.
 """
 
 import os
+import re
 from pathlib import Path
 
 from absl import flags
 
-from rlhfv_jax import cli, cluster, experiment, gpu, processes
+from rlhfv_jax import cli, cluster, compilation, experiment, gpu, processes
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import seeds
 
@@ -28,6 +29,9 @@ _RESUME = flags.DEFINE_string(
     "auto",
     "auto: continue the run in --workdir where it has a checkpoint; never: start only in an unused --workdir; "
     "PATH: start from the whole state of that checkpoint.",
+)
+_PROFILE = flags.DEFINE_string(
+    "profile_steps", "", "5:8 writes a profiler trace of steps 5, 6 and 7 to profile/ in --workdir."
 )
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Of several processes: HOST:PORT of the first (docs/scale.md).")
 _PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes the run has.", lower_bound=0)
@@ -45,7 +49,7 @@ def main() -> None:
     cli.run(
         _main,
         __doc__ or "",
-        (_CONFIG, _WORKDIR, _RESUME, *several),
+        (_CONFIG, _WORKDIR, _RESUME, _PROFILE, *several),
         interrupted="The same command with the same --workdir continues from the last checkpoint.",
     )
 
@@ -54,14 +58,23 @@ def _main() -> None:
     if gpu.present():
         gpu.apply()
     config, workdir = cli.get_config(_CONFIG), Path(_WORKDIR.value)
-    place = cluster.detect(_environment())
+    compilation.keep_programs(config.get("compilation_cache", ""), workdir)
+    place, profiled = cluster.detect(_environment()), _steps(_PROFILE.value)
     if config.get("task") == "miniature":
         if place is not None:
             raise UserError("The paper in miniature runs in one process.")
         seeds.run(config, workdir)
         return
     with processes.joined(place, _LOST_AFTER.value, _START_WITHIN.value):
-        experiment.train(config, workdir, _RESUME.value)
+        experiment.train(config, workdir, _RESUME.value, profiled)
+
+
+def _steps(text: str) -> range:
+    found = re.fullmatch(r"(\d+):(\d+)", text or "0:0")
+    steps = range(int(found[1]), int(found[2])) if found else range(0)
+    if text and not steps:
+        raise UserError(f"--profile_steps={text} names no steps; write 5:8 for steps 5, 6 and 7.")
+    return steps
 
 
 def _environment() -> dict[str, str]:

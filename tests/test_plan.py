@@ -230,7 +230,8 @@ def test_the_first_change_that_fits_is_named_and_what_is_too_large_is_not_compil
         return {"fits": s.lora.rank > 0 and s.remat == "full", "peak_gib": 7.5}
 
     tried = alternatives.search(s, 4, lambda s: 5.0 if s.lora.rank else 20.0, plan_of, 15.0)
-    assert [one["fits"] for one in tried] == [False, False, False, True]
+    assert [one["fits"] for one in tried] == [False, False, False, False, False, True]
+    assert [one["change"].count("split") for one in tried] == [0, 1, 1, 1, 0, 0]
     assert [(one.lora.rank, one.remat) for one in compiled] == [(64, "named"), (64, "full")]
     found = plan.verdict({"fits": False, "alternatives": tried})
     assert found == "does not fit: try --config.lora.rank=64 --config.remat=full, which needs 7.5 GiB"

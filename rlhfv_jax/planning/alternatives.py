@@ -4,16 +4,19 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rlhfv_jax import memory, settings
 from rlhfv_jax.settings import Settings
 
 # Each row is tried in this order: from what only costs time to what changes what is learned. Values are settings by
 # dotted key; "smallest" stands for one pair for every share of the devices.
 CHANGES: tuple[dict[str, Any], ...] = (
     {"remat": "full"},
-    {"remat": "full", "optim.batch_size": "smallest"},
-    {"lora.rank": 64},
-    {"lora.rank": 64, "remat": "full"},
-    {"lora.rank": 64, "remat": "full", "optim.batch_size": "smallest"},
+    {"remat": "full", "optim.memory": "split"},
+    {"remat": "full", "optim.memory": "split_sr"},
+    {"remat": "full", "optim.memory": "split_sr", "optim.batch_size": "smallest"},
+    {"lora.rank": 64, "optim.memory": "fp32"},
+    {"lora.rank": 64, "optim.memory": "fp32", "remat": "full"},
+    {"lora.rank": 64, "optim.memory": "fp32", "remat": "full", "optim.batch_size": "smallest"},
 )
 
 
@@ -30,7 +33,7 @@ def candidates(s: Settings, shares: int) -> Iterator[tuple[str, Settings]]:
         after, flags = s, []
         for key, value in row.items():
             value = shares if value == "smallest" else value
-            if _worth_it(s, key, value):
+            if _worth_it(s, key, value) and value != settings.get(s, key):
                 after = changed(after, key, value)
                 flags.append(f"--config.{key}={value}")
         if after not in seen:
@@ -43,6 +46,9 @@ def _worth_it(s: Settings, key: str, value: Any) -> bool:
         return not s.lora.rank
     if key == "optim.batch_size":
         return value < s.optim.batch_size
+    if key == "optim.memory" and value != "fp32":
+        able = s.dtype == "bfloat16" and s.optim.name == "adamw" and not s.lora.rank
+        return able and memory.NAMES.index(value) > memory.NAMES.index(s.optim.memory)
     return True
 
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from rlhfv_jax import experiment, lora, prepare, settings, sharding, steps
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.flops import dot_flops
 from rlhfv_jax.models import vlm
 from rlhfv_jax.planning import alternatives, roofline, schedule
 from rlhfv_jax.planning.targets import GIB, Target
@@ -25,12 +26,13 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
     `pairs` is the number of rows of the data, which the run's length in steps follows from where it is in epochs.
     """
     mesh = sharding.make_mesh(s.mesh.data, s.mesh.fsdp, s.mesh.tensor, devices=target.devices)
-    sharding.check_batch_size(s.optim.batch_size, mesh)
+    sharding.check_batch_size(s.optim.batch_size, mesh, s.gradient_accumulation)
     total_steps = s.optim.steps or math.ceil(s.optim.epochs * pairs / s.optim.batch_size)
     step, state = train_step(s, mesh, total_steps)  # outside the mesh: what runs at once needs devices that are here
     with jax.set_mesh(mesh):
         packed = s.data.layout == "packed"
-        batch = packed_batch_of(s, row_length, sharding.ways(mesh)) if packed else batch_of(s, row_length)
+        groups = sharding.ways(mesh) * s.gradient_accumulation
+        batch = packed_batch_of(s, row_length, groups) if packed else batch_of(s, row_length)
         traced = step.trace(state, batch)
         started = time.perf_counter()
         try:
@@ -95,7 +97,7 @@ def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
         loss_fn = lora.at_scale(loss_fn, s.lora.scale)
     updater = experiment.make_updater(s.optim, params, total_steps)
     state = jax.eval_shape(updater.init, params)
-    return updater.step(loss_fn, mesh, state), state
+    return updater.step(loss_fn, mesh, state, s.gradient_accumulation), state
 
 
 def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
@@ -160,22 +162,6 @@ def state_bytes(state: Any, mesh: Mesh) -> int:
     where = sharding.shardings(state, mesh)
     sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, state, where)
     return sum(jax.tree.leaves(sizes))
-
-
-def dot_flops(jaxpr: Any) -> int:
-    """Multiplications and additions of all matrix products of a jaxpr, those in a scan as often as it turns.
-
-    XLA's own cost analysis counts the body of a loop once.
-    """
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            ((contract, _), _) = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contract)
-        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += turns * sum(dot_flops(inner) for inner in jax.core.jaxprs_in_params(equation.params))
-    return total
 
 
 def program_text(compiled: Any, target: Target) -> str | None:
