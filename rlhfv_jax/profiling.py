@@ -1,5 +1,6 @@
 """Where a run's time goes: traces of chosen steps, and how long the host waits for what."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from rlhfv_jax.errors import UserError
 
 
 class Trace:
@@ -62,3 +65,12 @@ class Clock:
         found = time.perf_counter() - self._start, self._waited
         self.restart()
         return found
+
+
+def read_steps(text: str) -> range:
+    """`5:8` as steps 5, 6 and 7, nothing as none. Raises UserError on anything else."""
+    found = re.fullmatch(r"(\d+):(\d+)", text or "0:0")
+    steps = range(int(found[1]), int(found[2])) if found else range(0)
+    if text and not steps:
+        raise UserError(f"--profile_steps={text} names no steps; write 5:8 for steps 5, 6 and 7.")
+    return steps

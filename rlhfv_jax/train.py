@@ -13,12 +13,11 @@ with the same command, a stopped run continues from its last checkpoint.
 """
 
 import os
-import re
 from pathlib import Path
 
 from absl import flags
 
-from rlhfv_jax import cli, cluster, compilation, experiment, gpu, processes
+from rlhfv_jax import cli, cluster, compilation, experiment, gpu, processes, profiling
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import seeds
 
@@ -59,7 +58,7 @@ def _main() -> None:
         gpu.apply()
     config, workdir = cli.get_config(_CONFIG), Path(_WORKDIR.value)
     compilation.keep_programs(config.get("compilation_cache", ""), workdir)
-    place, profiled = cluster.detect(_environment()), _steps(_PROFILE.value)
+    place, profiled = cluster.detect(_environment()), profiling.read_steps(_PROFILE.value)
     if config.get("task") == "miniature":
         if place is not None:
             raise UserError("The paper in miniature runs in one process.")
@@ -67,14 +66,6 @@ def _main() -> None:
         return
     with processes.joined(place, _LOST_AFTER.value, _START_WITHIN.value):
         experiment.train(config, workdir, _RESUME.value, profiled)
-
-
-def _steps(text: str) -> range:
-    found = re.fullmatch(r"(\d+):(\d+)", text or "0:0")
-    steps = range(int(found[1]), int(found[2])) if found else range(0)
-    if text and not steps:
-        raise UserError(f"--profile_steps={text} names no steps; write 5:8 for steps 5, 6 and 7.")
-    return steps
 
 
 def _environment() -> dict[str, str]:

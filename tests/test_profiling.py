@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhfv_jax import flops, loop, metrics, train
+from rlhfv_jax import flops, loop, metrics, profiling
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.profiling import Trace
 from rlhfv_jax.structs import TrainState
@@ -67,6 +67,6 @@ def test_peaks_are_found_by_what_jax_calls_the_devices():
 
 @pytest.mark.parametrize("text", ["5", "8:5", "5:5", "a:b"])
 def test_steps_that_are_none_are_refused(text):
-    assert train._steps("") == range(0) and train._steps("5:8") == range(5, 8)
+    assert profiling.read_steps("") == range(0) and profiling.read_steps("5:8") == range(5, 8)
     with pytest.raises(UserError, match="--profile_steps"):
-        train._steps(text)
+        profiling.read_steps(text)
