@@ -59,7 +59,7 @@ class Job:
     settings: Settings
     mesh: Mesh
     tokenizer: MuffinTokenizer
-    model: vlm.Muffin
+    model: vlm.Vlm
     rows: prepare.Rows
     eval_rows: prepare.Rows | None
     total_steps: int
@@ -198,7 +198,7 @@ def initial_state(
 
 def abstract_params(job: Job) -> Any:
     """Shapes and dtypes of everything in the run's parameters, adapters included."""
-    base = prepare.abstract_params(job.model)
+    base = vlm.abstract_params(job.model.config)
     return jax.eval_shape(lambda base: prepare.with_adapters(job.settings, base), base)
 
 

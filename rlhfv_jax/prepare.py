@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rlhfv_jax import adapters, checkpoint, lora, refcache, settings, sharding
 from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
-from rlhfv_jax.data.chat import TEMPLATES
+from rlhfv_jax.data.chat import find_template
 from rlhfv_jax.data.records import AnsweredRecord
 from rlhfv_jax.data.segments import Diff
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
@@ -77,14 +77,20 @@ def load_tokenizer(s: Settings) -> MuffinTokenizer:
     return stored
 
 
-def build_model(s: Settings, tokenizer: MuffinTokenizer) -> vlm.Muffin:
-    """The model of the settings; its sizes must be those of `init_from`."""
-    config = settings.with_vocabulary(s.model, tokenizer.vocab_size, tokenizer.image_token)
-    if s.init_from != RANDOM:
-        stored = checkpoint.read_meta(s.init_from)["model"]
-        if lines := settings.differences(dataclasses.asdict(config), stored, "model."):
+def build_model(s: Settings, tokenizer: MuffinTokenizer) -> vlm.Vlm:
+    """The model of the settings; its sizes must be those of `init_from`, whose vocabulary it has.
+
+    The vocabulary of random weights is the tokenizer's.
+    """
+    if s.init_from == RANDOM:
+        config = settings.with_vocabulary(s.model, tokenizer.vocab_size, tokenizer.image_token)
+    else:
+        stored = settings.model_of(checkpoint.read_meta(s.init_from))
+        rows = stored.llm.vocab_size if isinstance(stored, vlm.VlmConfig) else 0
+        config = settings.with_vocabulary(s.model, rows, tokenizer.image_token)
+        if lines := settings.differences(dataclasses.asdict(config), dataclasses.asdict(stored), "model."):
             raise UserError(f"This run's model differs from that of {s.init_from}: {'; '.join(lines)}.")
-    return vlm.Muffin(config, jnp.dtype(s.dtype), s.remat, s.attention)
+    return vlm.Vlm(config, jnp.dtype(s.dtype), s.remat, s.attention)
 
 
 def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool = False) -> Rows:
@@ -94,7 +100,7 @@ def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool
     """
     origins = [origin.strip() for origin in s.data.origins.split(",") if origin.strip()] if selected else []
     count = s.data.count if selected else 0
-    template, queries, data, ddpo = TEMPLATES[s.data.template], s.model.tower.queries, s.data, s.ddpo
+    template, queries, data, ddpo = find_template(s.data.template), s.model.image_tokens, s.data, s.ddpo
     if data.records == "questions":
         questions = supervised.read(path, origins, count)
         examples, stats = encoding.encode_examples(
@@ -136,6 +142,7 @@ def make_source(
     """
     length, size = buckets.rounded(rows.stats.longest_row), s.model.tower.image_size
     flip_any, encoded = s.data.flip == "any", typing.cast(Any, rows.encoded)
+    fit = images.fit(fit_name(s), s.model.mean)
     if s.data.layout == "packed":
         return pipeline.PackedSource(
             encoded,
@@ -144,17 +151,23 @@ def make_source(
             length,
             ref_logps,
             flip_any,
+            fit,
             image_token=tokenizer.image_token,
-            queries=s.model.tower.queries,
+            queries=s.model.image_tokens,
             batch_size=s.optim.batch_size,
             groups=1 if mesh is None else sharding.ways(mesh),
         )
     if s.task == "ddpo":
-        return pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any)
-    return pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any)
+        return pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any, fit)
+    return pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any, fit)
 
 
-def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, template: str) -> dict[str, Any]:
+def fit_name(s: Settings) -> str:
+    """How pictures become squares: as the model's family has it, unless config.data.fit says otherwise."""
+    return s.data.fit or s.model.fit
+
+
+def checkpoint_meta(model: vlm.Vlm, tokenizer: MuffinTokenizer, template: str) -> dict[str, Any]:
     """The JSON record of a checkpoint: with it, the checkpoint needs nothing else to be used."""
     return {
         "model": dataclasses.asdict(model.config),
@@ -163,14 +176,9 @@ def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, template: str
     }
 
 
-def abstract_params(model: vlm.Muffin) -> Any:
-    """Shapes and dtypes of the parameters, without making any."""
-    return jax.eval_shape(functools.partial(vlm.init, model), jax.random.key(0))
-
-
-def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
+def init_params(s: Settings, model: vlm.Vlm, mesh: Mesh) -> Any:
     """Parameters of `init_from` or, with "random", of the seed; laid out on the mesh (call within `jax.set_mesh`)."""
-    abstract = abstract_params(model)
+    abstract = vlm.abstract_params(model.config)
     if s.init_from == RANDOM:
         init = functools.partial(vlm.init, model)
         return jax.jit(init, out_shardings=sharding.shardings(abstract, mesh))(jax.random.key(s.seed))
@@ -210,7 +218,7 @@ def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
     return parts
 
 
-def reference_model(s: Settings, model: vlm.Muffin) -> vlm.Muffin:
+def reference_model(s: Settings, model: vlm.Vlm) -> vlm.Vlm:
     """The model as the reference pass computes it: the same parameters, in data.reference_dtype."""
     if s.data.reference_dtype == "float16" and jax.default_backend() == "cpu":
         raise UserError(
@@ -226,16 +234,17 @@ def comparable(s: Settings) -> bool:
     return has_reference and same_images and s.data.reference_dtype in ("", s.dtype)
 
 
-def reference_facts(s: Settings, model: vlm.Muffin, tokenizer: MuffinTokenizer, params_digest: str) -> dict[str, Any]:
+def reference_facts(s: Settings, model: vlm.Vlm, tokenizer: MuffinTokenizer, params_digest: str) -> dict[str, Any]:
     """Everything that reference log-probs depend on besides the pairs' own rows."""
     drawn = f", {s.data.reference_augment}, flip {s.data.flip}, seed {s.seed}"
+    image_transform = f"{fit_name(s)} bicubic {s.model.tower.image_size}"
     return {
         "params": params_digest,
         "tokenizer": tokenizer.digest,
-        "template": dataclasses.asdict(TEMPLATES[s.data.template]),
+        "template": dataclasses.asdict(find_template(s.data.template)),
         "source": s.data.reference,
         "label_mask": s.ddpo.label_mask,
-        "image_transform": f"bicubic {s.model.tower.image_size}{'' if s.data.reference_augment == 'none' else drawn}",
+        "image_transform": f"{image_transform}{'' if s.data.reference_augment == 'none' else drawn}",
         "dtype": s.data.reference_dtype or s.dtype,
         "model": dataclasses.asdict(model.config),
     }

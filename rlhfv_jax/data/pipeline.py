@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhfv_jax.data import images, packing
 from rlhfv_jax.data.buckets import Plan
-from rlhfv_jax.data.encoding import EncodedExample, EncodedPair
+from rlhfv_jax.data.encoding import EncodedPair
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import IGNORE, PackedBatch, PairBatch, SftBatch
 
@@ -23,9 +23,17 @@ WITHOUT_END = 2**40  # steps; grain wants a number
 class _RowSource:
     """Random access to padded rows with an image: `source[row]` is a batch without its leading axis (for grain)."""
 
-    def __init__(self, rows: Sequence[Any], image_size: int, pad_id: int, length: int, flip_any: bool = False):
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        image_size: int,
+        pad_id: int,
+        length: int,
+        flip_any: bool = False,
+        fit: images.Fit = images.squashed,
+    ):
         self._rows, self._image_size, self._pad_id, self._length = rows, image_size, pad_id, length
-        self._flip_any = flip_any
+        self._flip_any, self._fit = flip_any, fit
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,6 +63,7 @@ class _RowSource:
             picture = images.open_image(record.image)
         except UserError as error:
             raise UserError(f"{record.where}, image: {error}.") from error
+        picture = self._fit(picture, self._image_size)
         if augment is None or rng is None:
             image = images.resize(picture, self._image_size)
         else:
@@ -71,7 +80,7 @@ class PairSource(_RowSource):
     """Preference pairs; `source[row]` is a PairBatch without its leading axis.
 
     `ref_logps` is float32[pairs, 2, T-1], or None where they are not known yet (zeros then); T is the longest static
-    length. `flip_any` lets an augmentation mirror images whose texts say left or right.
+    length. `fit` makes pictures squares. `flip_any` lets an augmentation mirror images whose texts say left or right.
     """
 
     def __init__(
@@ -82,8 +91,9 @@ class PairSource(_RowSource):
         length: int,
         ref_logps: Any = None,
         flip_any: bool = False,
+        fit: images.Fit = images.squashed,
     ):
-        super().__init__(pairs, image_size, pad_id, length, flip_any)
+        super().__init__(pairs, image_size, pad_id, length, flip_any, fit)
         self._ref_logps = ref_logps
 
     def of_rows(self, batch: Any, logps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -165,9 +175,6 @@ class PackedSource(PairSource):
 
 class ExampleSource(_RowSource):
     """Supervised examples; `source[row]` is an SftBatch, with one row an image, without its leading axis."""
-
-    def __init__(self, examples: Sequence[EncodedExample], image_size: int, pad_id: int, length: int, flip_any=False):
-        super().__init__(examples, image_size, pad_id, length, flip_any)
 
     def _padded(self, row: int, image: np.ndarray, length: int) -> SftBatch:
         example = self._rows[row]

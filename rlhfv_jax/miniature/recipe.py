@@ -10,7 +10,7 @@ from rlhfv_jax import settings
 from rlhfv_jax.data.chat import WORDS as TEMPLATE
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import evaluation, pairs
-from rlhfv_jax.models import vlm
+from rlhfv_jax.models.muffin import MuffinConfig
 
 FREE_KEYS = ("scaling", "ablations", "save_every")  # may change when a run continues: they add models, no more
 SCALING = (200, 400, 800)  # pairs, besides all of them: the paper's Fig. 2
@@ -41,7 +41,7 @@ class Demo:
     task: str
     seed: int
     seeds: int
-    model: vlm.MuffinConfig
+    model: MuffinConfig
     noise: Noise
     vision: settings.Optim
     sft: settings.Optim
