@@ -64,7 +64,9 @@ def check_inputs(s: Settings) -> None:
 
 def load_tokenizer(s: Settings) -> MuffinTokenizer:
     """The tokenizer file of the settings, or the one stored with `init_from`; both must agree where both are given."""
-    given = MuffinTokenizer.from_file(s.tokenizer) if s.tokenizer else None
+    given = None
+    if s.tokenizer:
+        given = MuffinTokenizer(MuffinTokenizer.from_file(s.tokenizer).model_bytes, kind=s.model.tokenizer)
     if s.init_from == RANDOM:
         assert given is not None, "check_inputs asks for a tokenizer"
         return given

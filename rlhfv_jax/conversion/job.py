@@ -21,7 +21,7 @@ from rlhfv_jax.conversion.torch_files import Tensors
 from rlhfv_jax.data import tokenizer_record
 from rlhfv_jax.data.tokenizer import ADDED, Tokenizer
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.models import llama, muffin
+from rlhfv_jax.models import llama, llava, muffin
 from rlhfv_jax.models.llama import LlamaConfig
 from rlhfv_jax.models.vlm import VlmConfig
 from rlhfv_jax.streaming import StoredArrays
@@ -29,6 +29,9 @@ from rlhfv_jax.streaming import StoredArrays
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 NAMED: dict[str, Callable[[], Config]] = {
     "muffin_13b": muffin.muffin_13b,
+    "llava_7b": llava.llava_7b,
+    "llava15_7b": llava.llava15_7b,
+    "llava15_13b": llava.llava15_13b,
     "llama_7b": llama.llama_7b,
     "llama_13b": llama.llama_13b,
     "stories260k": llama.stories260k,
@@ -69,7 +72,8 @@ def run_to_orbax(options: Options) -> dict[str, Any]:
         to_orbax.check_targets(plan)
         return _report(plan, dtype, started, options)
     _need_destination(options)
-    tokenizer = tokenizer_files.find(source, options.tokenizer, options.fast_ids)
+    kind = plan.config.tokenizer if isinstance(plan.config, VlmConfig) else "muffin"
+    tokenizer = tokenizer_files.find(source, options.tokenizer, options.fast_ids, kind)
     plan = _with_tokenizer(plan, tokenizer)
 
     def check(folder: Path) -> int | None:
@@ -139,11 +143,13 @@ def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
     if options.image_size:
         config.pop("mm_vision_tower", None)  # its name states the old size
     layout = layouts.recognize(tensors.shapes)
+    tensors = layout.spelled(tensors)
     changed: dict[str, int] = {}
     if options.tower:
         tower = torch_files.open_tensors(Path(options.tower))
-        layout = layouts.of_tower(tower.shapes)
+        layout = layouts.of_tower(tower.shapes, layout)
         tensors, changed = layout.with_tower(tensors, tower, options.queries, options.seed)
+    layout.check(tensors)
     hints = sizes.hints_from_config(config, given, layout)
     known = {size: length + changed.get(size, 0) for size, length in hints.sizes.items()}
     if options.image_size:

@@ -48,6 +48,13 @@ class Layout:
     marks: tuple[str, ...] = ()
     tower_marks: tuple[str, ...] = ()
 
+    def spelled(self, tensors: Tensors) -> Tensors:
+        """The tensors under the table's names, where the form has been written in several spellings."""
+        return tensors
+
+    def check(self, tensors: Tensors) -> None:
+        """Raises UserError where a whole part of the model is missing, with what to do."""
+
     def llm_json(self, config_json: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of config.json about the language model."""
         return config_json

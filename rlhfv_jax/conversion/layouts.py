@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 
 from rlhfv_jax.conversion.layout import Config, Layout
+from rlhfv_jax.conversion.llava import Llava, Llava15, LlavaHf
 from rlhfv_jax.conversion.muffin import Muffin
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models.llama import LlamaConfig
 
 LLAMA_ALONE = Layout()
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (Muffin(), LLAMA_ALONE)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (Muffin(), Llava(), Llava15(), LlavaHf(), LLAMA_ALONE)}
 
 
 def recognize(names: Iterable[str]) -> Layout:
@@ -18,12 +19,14 @@ def recognize(names: Iterable[str]) -> Layout:
     return best if found[best] else LLAMA_ALONE
 
 
-def of_tower(names: Iterable[str]) -> Layout:
-    """The form that is built with a bare tower of these names."""
-    for layout in LAYOUTS.values():
+def of_tower(names: Iterable[str], found: Layout) -> Layout:
+    """The form that is built with a bare tower of these names: that of the rest where it takes such a tower."""
+    for layout in (found, *LAYOUTS.values()):
         if layout.tower_marks and any(name.startswith(layout.tower_marks) for name in names):
             return layout
-    raise UserError("--tower is no vision tower that is known: expected a bare BEiT-3 (beit3_large_patch16_224.pth).")
+    raise UserError(
+        "--tower is no vision tower that is known: expected a bare BEiT-3 (beit3_large_patch16_224.pth) or CLIP's."
+    )
 
 
 def of_config(config: Config, name: str = "") -> Layout:

@@ -9,18 +9,19 @@ from rlhfv_jax.data.tokenizer import ADDED, CONTROL, MuffinTokenizer, Tokenizer
 from rlhfv_jax.errors import UserError
 
 
-def find(source: Path, given: str, fast_ids: bool) -> Tokenizer:
+def find(source: Path, given: str, fast_ids: bool, kind: str = "muffin") -> Tokenizer:
     """The tokenizer `given` (a sentencepiece .model file, or a directory), else the one beside the weights.
 
-    Raises UserError where there is none, or `fast_ids` asks a tokenizer that has no such choice.
+    `kind`: how the model's family reads a sentencepiece model; `fast_ids` asks for another way. Raises UserError where
+    there is none, or `fast_ids` asks a tokenizer that has no such choice.
     """
     folder = source if source.is_dir() else source.parent
     path = Path(given) if given else folder / "tokenizer.model"
     if path.is_file() or (given and not path.is_dir()):
-        return MuffinTokenizer(MuffinTokenizer.from_file(path).model_bytes, fast_ids)
+        return MuffinTokenizer(MuffinTokenizer.from_file(path).model_bytes, fast_ids, kind)
     folder = path if given else folder
     if (folder / "tokenizer.model").is_file():
-        return find(source, str(folder / "tokenizer.model"), fast_ids)
+        return find(source, str(folder / "tokenizer.model"), fast_ids, kind)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"There is no tokenizer in {folder}: give one as --tokenizer=FILE.model (or a directory).")
     if fast_ids:

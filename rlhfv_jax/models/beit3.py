@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from rlhfv_jax.models.layers import Dtype, LayerNorm, Linear, normal_init, rematerialised
+from rlhfv_jax.models.layers import Dtype, LayerNorm, Linear, gelu, normal_init, patch_windows, rematerialised
 from rlhfv_jax.ops.attention import attention
 from rlhfv_jax.sharding import constrain
 from rlhfv_jax.structs import BATCH
@@ -158,11 +158,6 @@ class MLP(nn.Module):
         return multiway_linear(c, self.dtype, "down", [c.ffn], [c.width])(normed)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """Exact (erf) GELU, computed in float32."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
-
-
 class Block(nn.Module):
     config: Beit3Config
     dtype: Dtype
@@ -222,8 +217,8 @@ class Beit3(nn.Module):
         batch = image.shape[0]
         if c.stem == "conv":
             patches = ConvStem(c, self.dtype, name="patch")(image)
-        else:  # a convolution whose stride is its window is a linear map of the patches
-            windows = rearrange(image, "b (y p) (x q) c -> b (y x) (p q c)", p=c.patch, q=c.patch)
+        else:
+            windows = patch_windows(image, c.patch)
             size = c.patch * c.patch * 3
             patches = Linear([size], [c.width], True, c.init_std, self.dtype, name="patch")(windows)
         class_token = self.param("class_token", normal_init(c.init_std, c.width), (c.width,))

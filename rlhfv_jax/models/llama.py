@@ -8,7 +8,7 @@ V' is the vocabulary padded to a multiple of 128; its extra rows never get proba
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -69,6 +69,16 @@ def llama_7b(vocab_size: int = 32_000) -> LlamaConfig:
 def llama_13b(vocab_size: int = 32_000) -> LlamaConfig:
     """LLaMA and Vicuna 13B (v1.5 has norm_eps=1e-5)."""
     return LlamaConfig(vocab_size, width=5120, layers=40, heads=40, kv_heads=40, ffn=13_824)
+
+
+def vicuna_7b(vocab_size: int = 32_000) -> LlamaConfig:
+    """Vicuna 7B v1.5: LLaMA 2's epsilon."""
+    return replace(llama_7b(vocab_size), norm_eps=1e-5)
+
+
+def vicuna_13b(vocab_size: int = 32_000) -> LlamaConfig:
+    """Vicuna 13B v1.5."""
+    return replace(llama_13b(vocab_size), norm_eps=1e-5)
 
 
 SIZES = {"tiny": tiny, "stories260k": stories260k, "llama_7b": llama_7b, "llama_13b": llama_13b}

@@ -41,7 +41,7 @@ class VlmConfig:
     mean = (0.5, 0.5, 0.5)  # of red, green, blue in [0, 1]; pixels are (value - mean) / std
     std = (0.5, 0.5, 0.5)
     template = "muffin"  # the words around questions and answers, of `data.chat`
-    keeps_spaces = False  # whether the tokenizer keeps white space around image tokens
+    tokenizer = "muffin"  # how a sentencepiece model is read, one of `data.tokenizer.KINDS`
     embeds_image_tokens = True  # whether image tokens and their borders have rows in the vocabulary
 
     @property
