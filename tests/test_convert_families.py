@@ -60,7 +60,7 @@ def test_a_clip_beside_is_the_clip_inside(others, llava15, llama_tokenizer, tmp_
     job.run_to_orbax(Options(str(tmp_path / "bare"), str(tmp_path / "orbax"), **options))
     job.run_to_torch(Options(str(tmp_path / "orbax"), str(tmp_path / "torch")))
     same(tensors, state_dict(tmp_path / "torch"))
-    with pytest.raises(UserError, match="no vision tower .*; give the folder of its CLIP as --tower"):
+    with pytest.raises(UserError, match=r"no vision tower .*; give the folder of its CLIP as --tower"):
         job.run_to_orbax(Options(str(tmp_path / "bare"), str(tmp_path / "none"), tokenizer=llama_tokenizer))
 
 

@@ -82,9 +82,7 @@ class Llava(Layout):
 
     def check(self, tensors: Tensors) -> None:
         if not any(name.startswith(self.root) for name in tensors.shapes):
-            raise UserError(
-                f"The checkpoint has no vision tower ({self.root}*): give the folder of its CLIP as --tower."
-            )
+            raise UserError(f"The checkpoint has no vision tower {self.root}*; give the folder of its CLIP as --tower.")
 
     def known_sizes(self, config_json: Mapping[str, Any]) -> dict[str, int]:
         sizes = super().known_sizes(config_json)
