@@ -73,7 +73,7 @@ def run_to_orbax(options: Options) -> dict[str, Any]:
         return _report(plan, dtype, started, options)
     _need_destination(options)
     kind = plan.config.tokenizer if isinstance(plan.config, VlmConfig) else "muffin"
-    tokenizer = tokenizer_files.find(source, options.tokenizer, options.fast_ids, kind)
+    tokenizer = tokenizer_files.find(source, options.tokenizer, options.fast_ids, kind, plan.layout.tokenizer_json)
     plan = _with_tokenizer(plan, tokenizer)
 
     def check(folder: Path) -> int | None:
@@ -173,7 +173,8 @@ def _with_tokenizer(plan: Plan, tokenizer: Tokenizer) -> Plan:
             )
         return plan
     rows = plan.config.llm.vocab_size
-    if plan.config.embeds_image_tokens and tokenizer.vocab_size != rows:
+    tokens = tokenizer.vocab_size - (tokenizer.pad_id == rows)  # padding needs no row: it is never attended
+    if plan.config.embeds_image_tokens and tokens != rows:
         raise UserError(f"The tokenizer has {tokenizer.vocab_size} tokens, added ones included, but the model {rows}.")
     if tokenizer.vocab_size - len(ADDED) > rows:
         raise UserError(f"The tokenizer has {tokenizer.vocab_size - len(ADDED)} tokens, but the model {rows}.")

@@ -31,6 +31,7 @@ class Hints:
     sizes: Mapping[str, int] = field(default_factory=dict)
     norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
+    window: int = 0
 
 
 class Layout:
@@ -47,6 +48,7 @@ class Layout:
     ignored: Sequence[str] = (ROTARY,)
     marks: tuple[str, ...] = ()
     tower_marks: tuple[str, ...] = ()
+    tokenizer_json = False  # whether a tokenizer.json goes before a tokenizer.model, which lacks the added tokens' ids
 
     def spelled(self, tensors: Tensors) -> Tensors:
         """The tensors under the table's names, where the form has been written in several spellings."""
@@ -63,6 +65,11 @@ class Layout:
         """Sizes that config.json states."""
         llm = self.llm_json(config_json)
         return {ours: int(llm[theirs]) for theirs, ours in HF_SIZES.items() if llm.get(theirs) is not None}
+
+    def derived(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Sizes that are always the same, or follow from the others."""
+        del sizes
+        return {}
 
     def tower_heads(self, width: int) -> int:
         """Attention heads of a tower of this width where nothing else tells; 0 for no idea."""
@@ -107,6 +114,7 @@ def llama_config(sizes: Mapping[str, int], hints: Hints) -> LlamaConfig:
         ffn=sizes["ffn"],
         norm_eps=hints.norm_eps,
         rope_theta=hints.rope_theta,
+        window=hints.window,
     )
 
 
@@ -124,10 +132,15 @@ def llama_sizes(llm: LlamaConfig) -> dict[str, int]:
 
 
 def llama_json(llm: LlamaConfig, dtype: np.dtype) -> dict[str, Any]:
-    """config.json of a LlamaForCausalLM."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+    """config.json of a LlamaForCausalLM; of a MistralForCausalLM where it has a window."""
+    kind: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if llm.window:
+        kind: dict[str, Any] = {
+            "architectures": ["MistralForCausalLM"],
+            "model_type": "mistral",
+            "sliding_window": llm.window,
+        }
+    return kind | {
         "bos_token_id": 1,
         "eos_token_id": 2,
         "hidden_act": "silu",

@@ -91,6 +91,9 @@ class Llava(Layout):
             sizes |= tower_sizes(clip.large(336 if name.endswith("336") else 224))
         return sizes
 
+    def derived(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return {"color": 3}
+
     def tower_heads(self, width: int) -> int:
         return width // 64 if width == clip.large().width else 0
 

@@ -93,6 +93,9 @@ class Muffin(Layout):
             sizes |= {"tower_ffn": tower.ffn, "image_positions": tower.patches + 3, "patch_x": int(named.group(2))}
         return sizes
 
+    def derived(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return {"color": 3}
+
     def tower_heads(self, width: int) -> int:
         return width // 64 if width in (beit3.base().width, beit3.large().width) else 0
 

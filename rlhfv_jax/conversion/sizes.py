@@ -97,6 +97,7 @@ def _infer(
         sizes[size] = winner
     sizes |= known
     _split_heads(sizes, head, layout)
+    sizes |= layout.derived(sizes)
     wanted = {name for entry in entries for axis in axes(entry.axes)[0] for name in axis}
     wanted |= {entry.stack for entry in entries if entry.stack}
     if missing := sorted(wanted - sizes.keys()):
@@ -134,7 +135,6 @@ def _split_heads(sizes: dict[str, int], head: int | None, layout: Layout) -> Non
                 "it as --tower_heads."
             )
         sizes["tower_head"] = width // sizes["tower_heads"]
-        sizes["color"] = 3
 
 
 def hints_from_config(config: Mapping[str, Any], given: Mapping[str, int], layout: Layout) -> Hints:
@@ -155,4 +155,5 @@ def hints_from_config(config: Mapping[str, Any], given: Mapping[str, int], layou
             f"config.json has head_dim={config['head_dim']}; only hidden_size / num_attention_heads is supported."
         )
     theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
-    return Hints(sizes | dict(given), float(config.get("rms_norm_eps", 1e-6)), float(theta))
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return Hints(sizes | dict(given), float(config.get("rms_norm_eps", 1e-6)), float(theta), window or 0)

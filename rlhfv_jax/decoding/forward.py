@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from rlhfv_jax.models import vlm
 from rlhfv_jax.models.layers import Dtype, RMSNorm
 from rlhfv_jax.models.llama import Block, LlamaConfig, head_kernel
+from rlhfv_jax.ops.attention import near
 from rlhfv_jax.sharding import constrain
 from rlhfv_jax.structs import BATCH
 
@@ -94,8 +95,11 @@ class Network:
         x = params["llm"]["embed"]["embedding"][tokens[:, None]].astype(self.dtype)
         positions = (lengths + slot - width)[:, None]
         slots = jnp.arange(cache.k[0].shape[1])
-        mask = (slots < lengths[:, None]) | ((slots >= width) & (slots <= slot))
-        x, cache = self._blocks(params, x, cache, positions, None, mask[:, None], slot)
+        mask = ((slots < lengths[:, None]) | ((slots >= width) & (slots <= slot)))[:, None]
+        if 0 < self.llm.window < len(slots):
+            places = jnp.where(slots < width, slots, lengths[:, None] + slots - width)
+            mask &= near(positions, places, self.llm.window)
+        x, cache = self._blocks(params, x, cache, positions, None, mask, slot)
         return self._logits(params, x[:, 0]), cache
 
     def _blocks(self, params, x, cache, positions, lengths, mask, slot):

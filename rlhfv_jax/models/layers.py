@@ -3,6 +3,7 @@
 Parameters are float32; a module computes in its `dtype`. Norms and rotary angles are float32 whatever the dtype.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,6 +107,21 @@ def gelu(x: jax.Array) -> jax.Array:
 def patch_windows(image: jax.Array, patch: int) -> jax.Array:
     """[B, S, S, 3] -> [B, P, p*p*3]: a convolution whose stride is its window is a linear map of these."""
     return rearrange(image, "b (y p) (x q) c -> b (y x) (p q c)", p=patch, q=patch)
+
+
+def resized_grid(table: jax.Array, patches: int, antialias: bool = False) -> jax.Array:
+    """A square grid's rows [P, D] for another square, [patches, D], as torch's bicubic without aligned corners.
+
+    Torch has two bicubics: with antialiasing it interpolates with a = -0.5 and renormalises at the border, as JAX does;
+    without, with a = -0.75 and the border repeated.
+    """
+    old, new = math.isqrt(table.shape[0]), math.isqrt(patches)
+    if old**2 != table.shape[0] or new**2 != patches:
+        raise ValueError(f"position tables of {table.shape[0]} and {patches} patches: both must be squares")
+    methods = jax.image.ResizeMethod
+    method = methods.CUBIC if antialias else methods.CUBIC_PYTORCH
+    resized = jax.image.resize(table.reshape(old, old, -1), (new, new, table.shape[1]), method, antialias=antialias)
+    return resized.reshape(patches, -1)
 
 
 def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:

@@ -1,4 +1,4 @@
-"""LLaMA: pre-norm decoder blocks with rotary positions, grouped-query attention and SwiGLU.
+"""LLaMA: pre-norm decoder blocks with rotary positions, grouped-query attention and SwiGLU; with a window, Mistral.
 
 Parameters (L axis first, from `nn.scan`):
     embed/embedding [V', D]    head/kernel [D, V']    final_norm/scale [D]    layers/attention_norm/scale [L, D]
@@ -36,6 +36,7 @@ class LlamaConfig:
     rope_theta: float = 10_000.0
     init_std: float | None = 0.02
     unroll: int = 1  # layers a turn of the loop; a stack of two runs a quarter faster unrolled on a CPU
+    window: int = 0  # tokens that attention looks back over, its own included; 0 for all
 
     @property
     def head_size(self) -> int:
@@ -64,6 +65,11 @@ def stories260k(vocab_size: int = 512) -> LlamaConfig:
 def llama_7b(vocab_size: int = 32_000) -> LlamaConfig:
     """LLaMA and Vicuna 7B (v1.5 has norm_eps=1e-5)."""
     return LlamaConfig(vocab_size, width=4096, layers=32, heads=32, kv_heads=32, ffn=11_008)
+
+
+def mistral_7b(vocab_size: int = 32_000) -> LlamaConfig:
+    """Mistral and Zephyr 7B: 32 heads on 8 key-value heads, a window of 4,096 tokens."""
+    return LlamaConfig(vocab_size, 4096, 32, heads=32, kv_heads=8, ffn=14_336, norm_eps=1e-5, window=4096)
 
 
 def llama_13b(vocab_size: int = 32_000) -> LlamaConfig:
@@ -124,6 +130,7 @@ class Attention(nn.Module):
             causal=mask is None,
             key_lengths=lengths,
             mask=mask,
+            window=c.window,
             backend=self.backend if kv is None else "xla",  # decoding has one query
         )
         context = checkpoint_name(context, "context")
@@ -188,6 +195,7 @@ class Llama(nn.Module):
       positions: int32[B, T], rotary positions; default 0..T-1.
       lengths: int32[B], real tokens of right-padded rows; attention is causal.
       mask: bool[B, T, S] instead of causal attention with lengths: left padding, decoding; or the units of a buffer.
+        It says all, the window of a model that has one included.
       cache: keys and values of earlier calls (needs `mask`); the new ones are written at `cache.cursor`.
       edit_embeds: changes the embeddings [B, T, D] before the first block; a vision tower's outputs enter here.
 
