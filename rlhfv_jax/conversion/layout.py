@@ -135,7 +135,7 @@ def llama_json(llm: LlamaConfig, dtype: np.dtype) -> dict[str, Any]:
     """config.json of a LlamaForCausalLM; of a MistralForCausalLM where it has a window."""
     kind: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     if llm.window:
-        kind: dict[str, Any] = {
+        kind = {
             "architectures": ["MistralForCausalLM"],
             "model_type": "mistral",
             "sliding_window": llm.window,
