@@ -124,3 +124,56 @@ def test_the_record_says_which_family_it_is(llava15):
     config = settings.model_of(record)
     assert (config.family, config.image_token, record["template"]) == ("llava15", 32_001, "llava_v1")
     assert record["tokenizer_kind"] == "llava"
+
+
+# --- OmniLMM --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def omnilmm(others, tmp_path_factory):
+    """The reference's tiny OmniLMM as Orbax, with a tokenizer.json that has its added tokens."""
+    folder = tmp_path_factory.mktemp("omnilmm")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(others / "omnilmm/tiny-omnilmm" / name, folder)
+    words = {f"w{i}": i for i in range(600)} | {"<s>": 1, "</s>": 2, "<unk>": 0}
+    special = {"<im_patch>": 591, "<im_start>": 592, "<im_end>": 593}
+    words = {word: i for word, i in words.items() if word not in {f"w{i}" for i in (0, 1, 2, 591, 592, 593)}} | special
+    save_tokenizer(words, [*special, "<s>", "</s>"], folder)
+    (folder / "tokenizer.model").write_bytes(b"not read: it does not know the added tokens")
+    report = job.run_to_orbax(Options(str(folder), str(folder / "orbax"), "bfloat16", tower_heads=4, verify=True))
+    assert report["model"] == "omnilmm" and report["verified"] == report["tensors"]
+    return folder / "orbax"
+
+
+def save_tokenizer(words: dict, special: list[str], folder: Path) -> None:
+    import tokenizers
+    import transformers
+
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=model, bos_token="<s>", eos_token="</s>")
+    fast.add_special_tokens({"additional_special_tokens": special})
+    fast.save_pretrained(folder)
+
+
+def test_omnilmm_goes_there_and_back_without_a_changed_bit(others, omnilmm, tmp_path):
+    """Its resampler's positions as they are, rounded."""
+    job.run_to_torch(Options(str(omnilmm), str(tmp_path / "torch"), verify=True))
+    same(state_dict(others / "omnilmm/tiny-omnilmm"), state_dict(tmp_path / "torch"))
+    folders = others / "omnilmm/tiny-omnilmm", tmp_path / "torch"
+    theirs, ours = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    unequal = {key for key in theirs if ours.get(key) != theirs[key]}
+    assert unequal <= {"max_position_embeddings", "transformers_version", "use_cache"}
+    config = settings.model_of(checkpoint.read_meta(omnilmm))
+    assert (config.image_token, config.tower.image_size, config.llm.window) == (591, 84, 4096)
+
+
+def test_the_12b_omnilmm_is_recognized_from_names_and_shapes_alone(others):
+    keys = others / "omnilmm/omnilmm12b_keys.txt"
+    report = job.run_to_orbax(Options(str(keys), model="omnilmm_12b", dry_run=True))
+    assert (report["model"], report["tensors"], report["scalars"]) == ("omnilmm", 1130, 11_614_393_088)
+    shapes = dict(torch_files.read_list(keys))
+    for name, shape in list(shapes.items())[::120]:
+        wrong = shapes | {name: (*shape[:-1], shape[-1] + 1)}
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            sizes.plan(wrong, Hints(report["sizes"]))

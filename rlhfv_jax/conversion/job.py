@@ -21,7 +21,7 @@ from rlhfv_jax.conversion.torch_files import Tensors
 from rlhfv_jax.data import tokenizer_record
 from rlhfv_jax.data.tokenizer import ADDED, Tokenizer
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.models import llama, llava, muffin
+from rlhfv_jax.models import llama, llava, muffin, omnilmm
 from rlhfv_jax.models.llama import LlamaConfig
 from rlhfv_jax.models.vlm import VlmConfig
 from rlhfv_jax.streaming import StoredArrays
@@ -32,6 +32,7 @@ NAMED: dict[str, Callable[[], Config]] = {
     "llava_7b": llava.llava_7b,
     "llava15_7b": llava.llava15_7b,
     "llava15_13b": llava.llava15_13b,
+    "omnilmm_12b": omnilmm.omnilmm_12b,
     "llama_7b": llama.llama_7b,
     "llama_13b": llama.llama_13b,
     "stories260k": llama.stories260k,

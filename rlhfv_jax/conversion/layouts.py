@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from rlhfv_jax.conversion.layout import Config, Layout
 from rlhfv_jax.conversion.llava import Llava, Llava15, LlavaHf
 from rlhfv_jax.conversion.muffin import Muffin
+from rlhfv_jax.conversion.omnilmm import OmniLMM
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models.llama import LlamaConfig
 
 LLAMA_ALONE = Layout()
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (Muffin(), Llava(), Llava15(), LlavaHf(), LLAMA_ALONE)}
+FORMS = (Muffin(), Llava(), Llava15(), LlavaHf(), OmniLMM(), LLAMA_ALONE)
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in FORMS}
 
 
 def recognize(names: Iterable[str]) -> Layout:

@@ -6,12 +6,14 @@ from typing import Any
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models.llava import Llava15Config, LlavaConfig
 from rlhfv_jax.models.muffin import MuffinConfig
+from rlhfv_jax.models.omnilmm import OmniLMMConfig
 from rlhfv_jax.models.vlm import VlmConfig
 
 FAMILIES: dict[str, type[VlmConfig]] = {
     "muffin": MuffinConfig,
     "llava": LlavaConfig,
     "llava15": Llava15Config,
+    "omnilmm": OmniLMMConfig,
 }
 
 
