@@ -56,6 +56,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.data.reference_augment = "none"  # of the images that the reference sees
     c.data.reference_dtype = ""  # of the reference's computation; empty: as dtype
     c.data.layout = "rows"  # "packed": what both answers share is computed once; docs/performance.md, our choice
+    c.data.image_features = "compute"  # "cached": a frozen tower's, once; docs/performance.md, our choice
     c.data.buckets = 1  # number of static row lengths, our choice; more pad less and compile more
 
     c.ddpo = ml_collections.ConfigDict()

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhfv_jax import adapters, checkpoint, lora, refcache, settings, sharding
+from rlhfv_jax import adapters, checkpoint, featurecache, lora, provenance, refcache, settings, sharding, trees
 from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
 from rlhfv_jax.data.chat import find_template
+from rlhfv_jax.data.features import FeatureFile, image_digest
 from rlhfv_jax.data.records import AnsweredRecord
 from rlhfv_jax.data.segments import Diff
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
@@ -136,17 +137,24 @@ def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool
 
 
 def make_source(
-    rows: Rows, s: Settings, tokenizer: MuffinTokenizer, ref_logps: Any = None, mesh: Mesh | None = None
+    rows: Rows,
+    s: Settings,
+    tokenizer: MuffinTokenizer,
+    ref_logps: Any = None,
+    mesh: Mesh | None = None,
+    features: FeatureFile | None = None,
 ) -> Any:
     """Padded rows, a PairSource or an ExampleSource; every row has the longest static length unless asked otherwise.
 
-    With data.layout=packed a PackedSource, a buffer for every share of the mesh (by default one).
+    With data.layout=packed a PackedSource, a buffer for every share of the mesh (by default one). With `features`
+    these stand in the place of images.
     """
     length, size = buckets.rounded(rows.stats.longest_row), s.model.tower.image_size
     flip_any, encoded = s.data.flip == "any", typing.cast(Any, rows.encoded)
     fit = images.fit(fit_name(s), s.model.mean)
+    source: Any
     if s.data.layout == "packed":
-        return pipeline.PackedSource(
+        source = pipeline.PackedSource(
             encoded,
             size,
             tokenizer.pad_id,
@@ -159,9 +167,12 @@ def make_source(
             batch_size=s.optim.batch_size,
             groups=1 if mesh is None else sharding.ways(mesh),
         )
-    if s.task == "ddpo":
-        return pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any, fit)
-    return pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any, fit)
+    elif s.task == "ddpo":
+        source = pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any, fit)
+    else:
+        source = pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any, fit)
+    source.features = features
+    return source
 
 
 def fit_name(s: Settings) -> str:
@@ -252,6 +263,32 @@ def reference_facts(s: Settings, model: vlm.Vlm, tokenizer: MuffinTokenizer, par
     }
 
 
+def image_features(
+    row_sets: Sequence[Rows], s: Settings, model: vlm.Vlm, params: Any, folder: Path, mesh: Mesh
+) -> FeatureFile | None:
+    """The tower's outputs for the images of all rows, loaded where a file of them exists, else computed and saved; None
+    where data.image_features has them computed at every step. `params` are the model's; its tower has to be frozen."""
+    if s.data.image_features == "compute":
+        return None
+    if adapted := [path for path, _ in trees.paths(params["tower"]) if path.endswith(lora.NAMES)]:
+        raise UserError(f"config.data.image_features=cached, but config.lora.targets adapts tower/{adapted[0]}.")
+    records = [record for rows in row_sets for record in rows.records]
+    facts = {
+        "tower": trees.digest(params["tower"]),
+        "sizes": dataclasses.asdict(s.model.tower),
+        "family": s.model.family,
+        "image_transform": f"{fit_name(s)} bicubic {s.model.tower.image_size}",
+        "dtype": s.dtype,
+    }
+    data = hashlib.sha256("".join(sorted({image_digest(record.image) for record in records})).encode()).hexdigest()
+    path = folder / f"{provenance.key(facts | {'data': data})[:16]}.arrow"
+    if not path.exists():
+        encode = jax.jit(functools.partial(vlm.tower_outputs, model, {"tower": params["tower"]}))
+        fit = images.fit(fit_name(s), s.model.mean)
+        featurecache.compute(path, facts, records, encode, s.model.tower.image_size, s.optim.batch_size, mesh, fit)
+    return featurecache.load(path, facts, records)
+
+
 def compute_reference(
     pairs: Rows,
     s: Settings,
@@ -259,9 +296,11 @@ def compute_reference(
     mesh: Mesh,
     forward: Callable[[Any, Any], jax.Array],
     params: Any,
+    features: FeatureFile | None = None,
 ) -> np.ndarray:
     """float32[pairs, 2, T-1]: `forward(params, batch)` over all pairs, their images as the reference sees them."""
-    source, augment = make_source(pairs, s, tokenizer, mesh=mesh), images.AUGMENTATIONS[s.data.reference_augment]
+    source = make_source(pairs, s, tokenizer, mesh=mesh, features=features)
+    augment = images.AUGMENTATIONS[s.data.reference_augment]
     return refcache.compute(forward, params, source, s.optim.batch_size, mesh, augment, s.seed)
 
 
@@ -274,6 +313,7 @@ def reference_log_probs(
     mesh: Mesh,
     forward: Callable[[Any, Any], jax.Array],
     params: Any,
+    features: FeatureFile | None = None,
 ) -> np.ndarray:
     """float32[pairs, 2, T-1]: those in the data where data.reference says so; else loaded where a cache of exactly
     these facts exists, else computed and saved.
@@ -286,7 +326,7 @@ def reference_log_probs(
     length = buckets.rounded(pairs.stats.longest_row)
     if s.data.reference == "stored":
         return refcache.stored(encoded, length)
-    path = folder / f"{refcache.key(facts | {'data': sources.digest(pairs.records)})[:16]}.parquet"
+    path = folder / f"{provenance.key(facts | {'data': sources.digest(pairs.records)})[:16]}.parquet"
     if s.reference_cache and pairs.path == s.data.path:
         path = Path(s.reference_cache)
         if not path.exists():
@@ -295,6 +335,6 @@ def reference_log_probs(
         return refcache.load(path, facts, encoded, length)
     if params is None:
         raise UserError(f"The reference cache {path} of this run is gone; start a new run in another --workdir.")
-    logps = compute_reference(pairs, s, tokenizer, mesh, forward, params)
+    logps = compute_reference(pairs, s, tokenizer, mesh, forward, params, features)
     refcache.save(path, facts, encoded, logps)
     return logps

@@ -46,6 +46,7 @@ class Data:
     reference_dtype: str
     buckets: int
     layout: str
+    image_features: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.augment": tuple(images.AUGMENTATIONS),
     "data.flip": ("safe", "any"),
     "data.layout": ("rows", "packed"),
+    "data.image_features": ("compute", "cached"),
     "data.reference": ("compute", "stored"),
     "data.reference_augment": tuple(images.AUGMENTATIONS),
     "data.reference_dtype": ("", "float32", "bfloat16", "float16"),
@@ -175,6 +177,7 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
     _check_rows(settings)
     _check_evaluation(settings)
     _check_lora(settings)
+    _check_image_features(settings)
     if not 0 <= settings.ddpo.label_smoothing < 0.5:
         raise UserError(f"config.ddpo.label_smoothing={settings.ddpo.label_smoothing} is a share in [0, 0.5).")
     if settings.reference_cache and settings.data.reference == "stored":
@@ -231,6 +234,21 @@ def _check_lora(s: Settings) -> None:
         re.compile(s.lora.targets)
     except re.error as error:
         raise UserError(f"config.lora.targets={s.lora.targets!r} is no regular expression: {error}.") from error
+
+
+def _check_image_features(s: Settings) -> None:
+    """What is computed once must be the same at every step, and the reference's too."""
+    if s.data.image_features != "cached":
+        return
+    if not s.lora.rank and s.optim.trainable not in ("frozen", "lm_only"):
+        raise UserError(
+            "config.data.image_features=cached needs a vision tower that does not train: config.optim.trainable=frozen "
+            f"or lm_only, or LoRA, not {s.optim.trainable}."
+        )
+    if not s.data.augment == s.data.reference_augment == "none":
+        raise UserError("config.data.image_features=cached is for images that are not augmented.")
+    if s.data.reference_dtype not in ("", s.dtype):
+        raise UserError("config.data.image_features=cached needs one dtype for policy and reference.")
 
 
 def _check_model(model: VlmConfig) -> None:

@@ -20,7 +20,7 @@ class PairBatch(NamedTuple):
     Three facts, three arrays: `lengths` attend, `labels` are targets, `weights` are credit.
     """
 
-    image: Array  # uint8[B, H, W, 3], once per pair
+    image: Array  # uint8[B, H, W, 3], once per pair; or [B, Q, E], a frozen tower's outputs
     tokens: Array  # int32[B, 2, T], beginning-of-sequence and image tokens included
     labels: Array  # int32[B, 2, T-1]; entry t is the target after token t, that is token t+1, or IGNORE
     weights: Array  # float32[B, 2, T-1]; credit of that target: 0 not scored, 1 unchanged, gamma corrected

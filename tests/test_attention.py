@@ -60,3 +60,12 @@ def test_splash_on_a_mesh_is_splash_on_one_device():
 def test_automatic_stays_with_xla_where_nothing_else_runs():
     assert room.automatic(inputs()[0]) == "xla"
     assert room.automatic(jax.ShapeDtypeStruct((1, 4096, 4, 128), jnp.bfloat16)) == "xla"  # these tests run on a CPU
+
+
+def test_attention_over_a_cache_is_attention_over_as_many_keys():
+    """Grouped heads, one query and many, a mask of its own for every query."""
+    q, k, v, _ = inputs()
+    for queries in (1, T):
+        mask = jax.random.bernoulli(jax.random.key(1), 0.5, (B, queries, T)).at[..., 0].set(True)
+        cached = room.cached_attention(q[:, :queries], k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
+        np.testing.assert_allclose(cached, room.attention(q[:, :queries], k, v, mask=mask), atol=2e-6)

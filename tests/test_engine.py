@@ -1,7 +1,11 @@
 """The engine against the golden runs of the released evaluation."""
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from PIL import Image
 from torch_weights import TINY_MUFFIN, tiny_muffin
@@ -11,15 +15,16 @@ from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.decoding import batch
 from rlhfv_jax.decoding.engine import Engine
-from rlhfv_jax.decoding.settings import muffin_release
+from rlhfv_jax.decoding.forward import cache_bytes
+from rlhfv_jax.decoding.settings import GenerationSettings, muffin_release
 from rlhfv_jax.decoding.text import cut
+from rlhfv_jax.models import vlm
+from rlhfv_jax.models.llama import head_kernel
 
 
 @pytest.fixture(scope="module")
 def engine(fixtures):
     pytest.importorskip("torch")
-    import jax
-
     mesh = sharding.make_mesh(data=1, fsdp=1, devices=jax.devices()[:1])
     return Engine(
         TINY_MUFFIN, tiny_muffin(), MuffinTokenizer.from_file(fixtures / "tiny-muffin/tokenizer.model"), mesh=mesh
@@ -65,8 +70,42 @@ def test_a_mixed_batch_on_eight_devices_and_a_stream_are_the_answers_one_by_one(
     many = Engine(TINY_MUFFIN, tiny_muffin(), engine.tokenizer, mesh=sharding.make_mesh(data=4, fsdp=2))
     for found in (engine.answer(prompts, settings), many.answer(prompts, settings)):
         assert [answer.token_ids for [answer] in found] == [answer.token_ids for answer in alone]
+    searched = dataclasses.replace(settings, num_beams=3)
+    best = [[answer for [answer] in e.answer(prompts, searched)] for e in (engine, many)]
+    assert [answer.token_ids for answer in best[0]] == [answer.token_ids for answer in best[1]]
+    np.testing.assert_allclose([a.score for a in best[0]], [a.score for a in best[1]], atol=1e-5)
     texts = ["", "", ""]
     for deltas in engine.stream(prompts, settings, every=3):
         for delta in deltas:
             texts[delta.row] += delta.text
     assert texts == [answer.text for answer in alone]
+
+
+def test_log_probs_are_those_of_a_whole_forward_pass(engine, fixtures):
+    """Of the model itself, whatever temperature, limits and penalties made of them."""
+    image = Image.open(fixtures / "images" / "img0_120x90_rgb.png")
+    prompt = engine.prompt("What is this?", image)
+    options = {"temperature": 0.7, "top_k": 50, "repetition_penalty": 1.2}
+    settings = GenerationSettings(max_new_tokens=8, log_probs=True, num_answers=2, seed=5, **options)
+    [answers] = engine.answer([prompt], settings)
+    assert answers[0].token_ids != answers[1].token_ids
+    asked = engine.tokenizer.encode(prompt.text)
+    for answer in answers:
+        row = jnp.asarray([asked + list(answer.token_ids)])
+        pixels = batch.picture(image, TINY_MUFFIN.tower.image_size)[None]
+        params = tiny_muffin()
+        hidden, _ = vlm.Vlm(TINY_MUFFIN).apply({"params": params}, row, pixels)
+        logits = hidden[0, len(asked) - 1 : -1] @ head_kernel(params["llm"])[:, : TINY_MUFFIN.llm.vocab_size]
+        wanted = jax.nn.log_softmax(logits)[jnp.arange(len(answer.token_ids)), jnp.asarray(answer.token_ids)]
+        np.testing.assert_allclose(answer.log_probs, wanted, atol=2e-5)
+
+
+def test_bfloat16_computes_nearly_the_same_log_probs_with_half_the_cache(engine, fixtures):
+    prompt = engine.prompt("What is this?", Image.open(fixtures / "images" / "img0_120x90_rgb.png"))
+    settings = GenerationSettings(max_new_tokens=8, log_probs=True)
+    half = Engine(TINY_MUFFIN, tiny_muffin(), engine.tokenizer, dtype=jnp.bfloat16, mesh=engine.mesh)
+    [[exact]], [[rounded]] = (e.answer([prompt], settings) for e in (engine, half))
+    assert exact.log_probs[0] != rounded.log_probs[0]
+    assert exact.log_probs[0] == pytest.approx(rounded.log_probs[0], abs=0.05)
+    sizes = [cache_bytes(TINY_MUFFIN.llm, rows=1, slots=96, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16)]
+    assert sizes[0] == 2 * sizes[1]

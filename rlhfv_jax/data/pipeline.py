@@ -10,10 +10,12 @@ from typing import Any
 
 import grain
 import numpy as np
+from PIL import Image
 
 from rlhfv_jax.data import images, packing
 from rlhfv_jax.data.buckets import Plan
 from rlhfv_jax.data.encoding import EncodedPair
+from rlhfv_jax.data.features import FeatureFile
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import IGNORE, PackedBatch, PairBatch, SftBatch
 
@@ -22,6 +24,8 @@ WITHOUT_END = 2**40  # steps; grain wants a number
 
 class _RowSource:
     """Random access to padded rows with an image: `source[row]` is a batch without its leading axis (for grain)."""
+
+    features: FeatureFile | None = None  # what a frozen tower says of the images, in place of their pixels
 
     def __init__(
         self,
@@ -59,17 +63,14 @@ class _RowSource:
     ) -> Any:
         """The row at another static length than the source's own, its image augmented where `augment` is given."""
         record = self._rows[row].record
-        try:
-            picture = images.open_image(record.image)
-        except UserError as error:
-            raise UserError(f"{record.where}, image: {error}.") from error
-        picture = self._fit(picture, self._image_size)
-        if augment is None or rng is None:
-            image = images.resize(picture, self._image_size)
+        if self.features is not None:
+            image = self.features[record.image]
+        elif augment is None or rng is None:
+            image = pixels(record, self._image_size, self._fit)
         else:
             # A mirror image makes a text with left and right false, so such rows are not flipped unless forced.
             may_flip = self._flip_any or not images.speaks_of_sides(*record.texts)
-            image = augment(picture, self._image_size, rng, may_flip)
+            image = augment(self._fit(_picture(record), self._image_size), self._image_size, rng, may_flip)
         return self._padded(row, image, length or self._length)
 
     def _padded(self, row: int, image: np.ndarray, length: int) -> Any:
@@ -188,6 +189,18 @@ class ExampleSource(_RowSource):
             row=np.int32(row),
             valid=np.bool_(True),
         )
+
+
+def pixels(record: Any, image_size: int, fit: images.Fit = images.squashed) -> np.ndarray:
+    """uint8[S, S, 3], a record's image as models see it; raises UserError naming the record."""
+    return images.resize(fit(_picture(record), image_size), image_size)
+
+
+def _picture(record: Any) -> Image.Image:
+    try:
+        return images.open_image(record.image)
+    except UserError as error:
+        raise UserError(f"{record.where}, image: {error}.") from error
 
 
 def pad(array: np.ndarray, length: int, value: float) -> np.ndarray:

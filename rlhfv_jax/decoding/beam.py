@@ -158,7 +158,7 @@ def _advance(
         state, parents = _choose(mode, state, logits, controls)
         rows = (first + parents).reshape(-1)
         # All beams of a prompt share what the prompt's slots hold, so only the answer's slots move.
-        moved = jax.tree.map(lambda x: x.at[:, width:].set(x[rows, width:]), cache)
+        moved = jax.tree.map(lambda x: x.at[:, :, width:].set(x[rows, :, width:]), cache)
         return state._replace(cache=moved)
 
     def unfinished(state: BeamState) -> jax.Array:

@@ -33,12 +33,12 @@ class Inputs(NamedTuple):
 class Cache(NamedTuple):
     """Keys and values of every layer. Slots 0..T-1 belong to the prompt, slot T + i to the answer's token i."""
 
-    k: tuple[jax.Array, ...]  # L times [R, S, K, H]
+    k: tuple[jax.Array, ...]  # L times [R, K, S, H]
     v: tuple[jax.Array, ...]
 
 
 def cache_bytes(config: LlamaConfig, rows: int, slots: int, dtype: Dtype = jnp.float32) -> int:
-    """Memory of a cache: 2 (keys and values) x L x R x S x K x H numbers."""
+    """Memory of a cache: 2 (keys and values) x L x R x K x S x H numbers."""
     numbers = 2 * config.layers * rows * slots * config.kv_heads * config.head_size
     return numbers * jnp.dtype(dtype).itemsize
 
@@ -79,9 +79,12 @@ class Network:
             assert isinstance(self.config, vlm.VlmConfig) and inputs.image_of is not None
             x = vlm.splice(x, inputs.features[inputs.image_of], tokens == self.config.image_token)
         positions = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape)
-        empty = jnp.zeros((rows, width, self.llm.kv_heads, self.llm.head_size), self.dtype)
+        empty = jnp.zeros((rows, self.llm.kv_heads, width, self.llm.head_size), self.dtype)
         blank = Cache((empty,) * self.llm.layers, (empty,) * self.llm.layers)
-        x, cache = self._blocks(params, x, blank, positions, lengths, None, 0)
+        mask = jnp.tri(width, dtype=bool) & (jnp.arange(width) < lengths[:, None, None])
+        if 0 < self.llm.window < width:
+            mask &= near(positions, positions, self.llm.window)
+        x, cache = self._blocks(params, x, blank, positions, mask, 0)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self._logits(params, last[:, 0]), cache
 
@@ -94,20 +97,20 @@ class Network:
         """
         x = params["llm"]["embed"]["embedding"][tokens[:, None]].astype(self.dtype)
         positions = (lengths + slot - width)[:, None]
-        slots = jnp.arange(cache.k[0].shape[1])
+        slots = jnp.arange(cache.k[0].shape[2])
         mask = ((slots < lengths[:, None]) | ((slots >= width) & (slots <= slot)))[:, None]
         if 0 < self.llm.window < len(slots):
             places = jnp.where(slots < width, slots, lengths[:, None] + slots - width)
             mask &= near(positions, places, self.llm.window)
-        x, cache = self._blocks(params, x, cache, positions, None, mask, slot)
+        x, cache = self._blocks(params, x, cache, positions, mask, slot)
         return self._logits(params, x[:, 0]), cache
 
-    def _blocks(self, params, x, cache, positions, lengths, mask, slot):
+    def _blocks(self, params, x, cache, positions, mask, slot):
         block: Any = Block(self.llm, self.dtype)
         keys: list[jax.Array] = []
         values: list[jax.Array] = []
         for layer, k, v in zip(params["llm"]["layers"], cache.k, cache.v, strict=True):
-            x, (k, v) = block.apply({"params": layer}, x, (k, v), positions, lengths, mask, slot)
+            x, (k, v) = block.apply({"params": layer}, x, (k, v), positions, None, mask, slot)
             keys.append(k)
             values.append(v)
         x = RMSNorm(self.llm.norm_eps).apply({"params": params["llm"]["final_norm"]}, x)
@@ -123,7 +126,7 @@ def extend(cache: Cache, times: int, slots: int) -> Cache:
     """The cache of P prompts as one of P * times rows, each prompt's rows side by side, with `slots` more slots."""
 
     def one(x: jax.Array) -> jax.Array:
-        x = jnp.pad(jnp.repeat(x, times, axis=0), ((0, 0), (0, slots), (0, 0), (0, 0)))
+        x = jnp.pad(jnp.repeat(x, times, axis=0), ((0, 0), (0, 0), (0, slots), (0, 0)))
         return constrain(x, BATCH, *[PartitionSpec.UNCONSTRAINED] * 3)
 
     return jax.tree.map(one, cache)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rlhfv_jax.models.layers import Dtype, Linear, RMSNorm, normal_init, rematerialised, rotary
-from rlhfv_jax.ops.attention import Units, attention
+from rlhfv_jax.ops.attention import Units, attention, cached_attention
 from rlhfv_jax.sharding import constrain
 from rlhfv_jax.structs import BATCH
 
@@ -93,14 +93,14 @@ SIZES = {"tiny": tiny, "stories260k": stories260k, "llama_7b": llama_7b, "llama_
 class KVCache(NamedTuple):
     """Keys and values of all layers, written from `cursor` on; S slots, the caller's `mask` says which are real."""
 
-    k: jax.Array  # [L, B, S, K, H]
-    v: jax.Array  # [L, B, S, K, H]
+    k: jax.Array  # [L, B, K, S, H]
+    v: jax.Array  # [L, B, K, S, H]
     cursor: jax.Array  # int32[], the next slot to write
 
 
 def empty_cache(config: LlamaConfig, batch: int, slots: int, dtype: Dtype = jnp.float32) -> KVCache:
     """A cache of zeros with `slots` static slots."""
-    shape = (config.layers, batch, slots, config.kv_heads, config.head_size)
+    shape = (config.layers, batch, config.kv_heads, slots, config.head_size)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
@@ -119,23 +119,28 @@ class Attention(nn.Module):
         q = checkpoint_name(rotary(project("q", c.heads), positions, c.rope_theta), "q")
         k = checkpoint_name(rotary(project("k", c.kv_heads), positions, c.rope_theta), "k")
         v = checkpoint_name(project("v", c.kv_heads), "v")
-        if kv is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(kv[0], k.astype(kv[0].dtype), cursor, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(kv[1], v.astype(kv[1].dtype), cursor, axis=1)
-            kv = (k, v)
-        context = attention(
-            q,
-            k.astype(q.dtype),
-            v.astype(q.dtype),
-            causal=mask is None,
-            key_lengths=lengths,
-            mask=mask,
-            window=c.window,
-            backend=self.backend if kv is None else "xla",  # decoding has one query
-        )
+        if kv is None:
+            context = attention(
+                q,
+                k,
+                v,
+                causal=mask is None,
+                key_lengths=lengths,
+                mask=mask,
+                window=c.window,
+                backend=self.backend,
+            )
+        else:
+            k, v = kv = _write(kv[0], k, cursor), _write(kv[1], v, cursor)
+            context = cached_attention(q, k, v, mask)
         context = checkpoint_name(context, "context")
         out = Linear([c.heads, c.head_size], [c.width], init_std=c.init_std, dtype=self.dtype, name="o")(context)
         return out, kv
+
+
+def _write(cache: jax.Array, new: jax.Array, cursor: jax.Array) -> jax.Array:
+    """The cache [B, K, S, H] with [B, T, K, H] in its slots from `cursor` on."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.swapaxes(1, 2).astype(cache.dtype), cursor, axis=2)
 
 
 class MLP(nn.Module):

@@ -65,7 +65,8 @@ class Vlm(nn.Module):
       tokens: int32[R, T]; R is a multiple of B, and row r belongs to image r // (R // B), so that a pair's two rows
         share one encoding. A row holds Q image tokens, or none (then its image is ignored); `check_image_tokens` says
         so where it does not, and is called here for tokens that are values, not traced.
-      image: uint8[B, S, S, 3], or float32 already normalized; None for text-only rows and later decoding steps.
+      image: uint8[B, S, S, 3], or float32 already normalized; or [B, P, E], what the tower says
+        of it (`tower_outputs`); None for text-only rows and later decoding steps.
       positions, lengths, mask, cache: as in `Llama`.
       slots: int32[R, P*Q], for buffers of P = B // R pairs each: where in its row every image token stands, T for none.
 
@@ -96,7 +97,8 @@ class Vlm(nn.Module):
                 check_rows(tokens.shape[0], image.shape[0])
             if slots is None and not isinstance(tokens, jax.core.Tracer):
                 check_image_tokens(tokens, c, lengths)
-            features = see(c.vision_tower(self.dtype, self.remat), c.projector(self.dtype), c, image)
+            seen = image if image.ndim == 3 else c.vision_tower(self.dtype, self.remat)(normalize(image, c))
+            features = c.projector(self.dtype)(seen)
             if slots is None:
                 features = jnp.repeat(features, tokens.shape[0] // image.shape[0], axis=0)
 
@@ -110,18 +112,26 @@ class Vlm(nn.Module):
         )
 
 
-def see(tower: Any, projector: Any, config: VlmConfig, image: jax.Array) -> jax.Array:
-    """[B, Q, D], what stands in for the image tokens' embeddings, by two callables."""
-    return projector(tower(normalize(image, config)))
+def tower_outputs(model: Vlm, params: Any, image: jax.Array) -> jax.Array:
+    """uint8[B, S, S, 3] -> [B, P, E] in the model's dtype, which the model takes in the image's place."""
+    tower = model.config.vision_tower(model.dtype)
+    outputs: Any = tower.apply({"params": params["tower"]}, normalize(image, model.config))
+    return outputs
+
+
+def tower_shape(config: VlmConfig) -> tuple[int, int]:
+    """(P, E), what leaves the tower for one image."""
+    size = config.tower.image_size
+    image = jnp.zeros((1, size, size, 3))
+    made: Any = jax.eval_shape(lambda key: config.vision_tower().init_with_output(key, image)[0], jax.random.key(0))
+    return made.shape[1:]
 
 
 def encode(config: VlmConfig, params: Any, image: jax.Array, dtype: Dtype = jnp.float32) -> jax.Array:
-    """`see` with parameters: uint8[B, S, S, 3] -> [B, Q, D]."""
-
-    def bound(module: nn.Module) -> Any:
-        return lambda x: module.apply({"params": params[str(module.name)]}, x)
-
-    return see(bound(config.vision_tower(dtype)), bound(config.projector(dtype)), config, image)
+    """uint8[B, S, S, 3] -> [B, Q, D], what stands in for the image tokens' embeddings."""
+    seen = tower_outputs(Vlm(config, dtype), params, image)
+    features: Any = config.projector(dtype).apply({"params": params["projector"]}, seen)
+    return features
 
 
 def normalize(image: jax.Array, config: VlmConfig) -> jax.Array:

@@ -86,11 +86,11 @@ def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
     """The shapes of a batch whose rows have `length` tokens."""
     if length < s.model.image_tokens + 2:
         raise UserError(f"--row_length={length} has no room for the {s.model.image_tokens} image tokens and a text.")
-    b, size = s.optim.batch_size, s.model.tower.image_size
+    b = s.optim.batch_size
     rows = 2 if s.task == "ddpo" else 1
     of = jax.ShapeDtypeStruct
     fields = {
-        "image": of((b, size, size, 3), jnp.uint8),
+        "image": images_of(s),
         "tokens": of((b, rows, length), jnp.int32),
         "labels": of((b, rows, length - 1), jnp.int32),
         "weights": of((b, rows, length - 1), jnp.float32),
@@ -103,17 +103,25 @@ def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
     return SftBatch(**fields)
 
 
+def images_of(s: Settings) -> jax.ShapeDtypeStruct:
+    """The images of a batch, or what a frozen tower said of them."""
+    b, size = s.optim.batch_size, s.model.tower.image_size
+    if s.data.image_features == "cached":
+        return jax.ShapeDtypeStruct((b, *vlm.tower_shape(s.model)), jnp.dtype(s.dtype))
+    return jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
+
+
 def packed_batch_of(s: Settings, length: int, groups: int) -> PackedBatch:
     """The shapes of packed pairs whose rows have `length` tokens: a unit has 4/3 of them, 6 of 10 with a target.
 
     These are the paper's pairs (226 tokens a row, 294 a unit, 162 targets), rounded up.
     """
-    b, size, t = s.optim.batch_size, s.model.tower.image_size, -(-4 * length // 3)
+    b, t = s.optim.batch_size, -(-4 * length // 3)
     room = b // groups
     n, r, k = room * t, room * t * 6 // 10, length // 2
     of, integer, real = jax.ShapeDtypeStruct, jnp.int32, jnp.float32
     return PackedBatch(
-        image=of((b, size, size, 3), jnp.uint8),
+        image=images_of(s),
         tokens=of((groups, n), integer),
         positions=of((groups, n), integer),
         slots=of((groups, room * s.model.image_tokens), integer),
