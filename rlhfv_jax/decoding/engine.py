@@ -66,8 +66,9 @@ class Engine:
         self._hidden = stops.hidden_ids(tokenizer)
         self._program = functools.cache(self._make_program)
         self._stop_table = functools.lru_cache(maxsize=16)(self._make_stop_table)
+        self._unstack = jax.jit(self.network.unstack)
+        self.replace_params(params)
         with jax.set_mesh(self.mesh):
-            self._params = jax.jit(self.network.unstack)(params)
             self._features = jax.jit(self.network.features)
 
     @classmethod
@@ -82,6 +83,11 @@ class Engine:
             params = adapters.restore_params(path, vlm.abstract_params(config), mesh, jnp.dtype(dtype))
         return cls(config, params, tokenizer, meta.get("template", "muffin"), dtype, mesh, batch_size)
 
+    def replace_params(self, params: Any) -> None:
+        """Answers with these parameters from now on, without compiling anew; None frees the ones before."""
+        with jax.set_mesh(self.mesh):
+            self._params = None if params is None else self._unstack(params)
+
     def prompt(
         self,
         question: str,
@@ -93,6 +99,11 @@ class Engine:
         """A question, after earlier turns, in the words of a template (default: the checkpoint's own)."""
         queries = self.network.queries if image is not None else 0
         return Prompt((template or self.template).prompt(question, queries, history), image, seed)
+
+    def picture(self, image: Any) -> np.ndarray:
+        """uint8[S, S, 3], a picture of any size as the model sees it; its family says how it becomes a square."""
+        assert isinstance(self.config, vlm.VlmConfig), "a LLaMA alone sees no images"
+        return batch.picture(image, self.config.tower.image_size, images.fit(self.config.fit, self.config.mean))
 
     def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings) -> list[list[Answer]]:
         """`settings.num_answers` answers to each prompt, the best first where they were searched for.
@@ -179,15 +190,11 @@ class Engine:
                 row = self.tokenizer.encode(prompt.text)
                 has_image = prompt.image is not None
                 batch.check_tokens(row, self.tokenizer.image_token, self.network.queries, has_image)
-                pictures.append(self._picture(prompt.image) if has_image else None)
+                pictures.append(self.picture(prompt.image) if has_image else None)
             except UserError as error:
                 raise UserError(f"Prompt {i}: {error}") from error
             tokens.append(row)
         return tokens, pictures
-
-    def _picture(self, image: Any) -> np.ndarray:
-        assert isinstance(self.config, vlm.VlmConfig), "checked with the prompt's image tokens"
-        return batch.picture(image, self.config.tower.image_size, images.fit(self.config.fit, self.config.mean))
 
     def _inputs(self, arrays: Arrays) -> tuple[Inputs, jax.Array]:
         put = functools.partial(sharding.put, mesh=self.mesh)

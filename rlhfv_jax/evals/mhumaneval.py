@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.evals.answers import identifier
 from rlhfv_jax.evals.scores import Metric, Scores
 from rlhfv_jax.evals.statistics import ratio
 
@@ -39,9 +40,9 @@ def labels(rows: Iterable[Mapping[str, Any]], where: str, annotator: str = "") -
     found: dict[str, Label] = {}
     for number, row in enumerate(rows, 1):
         at = f"{where}, row {number}"
-        name = str(row.get("response_id", ""))
-        if not name:
+        if "response_id" not in row:
             raise UserError(f"{at}: the field 'response_id' is missing.")
+        name = identifier(row, "response_id", at)
         if annotator and str(row.get("annotator", annotator)) != annotator:
             continue
         if not isinstance(row.get("segments"), list):
@@ -55,7 +56,9 @@ def labels(rows: Iterable[Mapping[str, Any]], where: str, annotator: str = "") -
     return list(found.values())
 
 
-def _type(segment: Mapping[str, Any], row: Mapping[str, Any], at: str) -> str:
+def _type(segment: Any, row: Mapping[str, Any], at: str) -> str:
+    if not isinstance(segment, dict):
+        raise UserError(f"{at}: expected each segment as an object with a type, found {segment!r}.")
     given = str(segment.get("type", ""))
     kind = given.lower().removesuffix("s")
     kind = "other" if kind in OTHERS else kind
@@ -64,6 +67,8 @@ def _type(segment: Mapping[str, Any], row: Mapping[str, Any], at: str) -> str:
     text, response = segment.get("text"), row.get("response")
     if isinstance(response, str) and {"start", "end"} <= set(segment):
         start, end = segment["start"], segment["end"]
+        if not all(type(place) is int for place in (start, end)):
+            raise UserError(f"{at}: expected start and end as numbers of characters, found {start!r} and {end!r}.")
         if not 0 <= start < end <= len(response) or (text is not None and response[start:end] != text):
             raise UserError(f"{at}: characters {start} to {end} of the response are not {text!r}.")
     return kind
