@@ -25,6 +25,7 @@ from rlhfv_jax.decoding.forward import Inputs, Network, cache_bytes
 from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.models import vlm
 from rlhfv_jax.models.llama import LlamaConfig
+from rlhfv_jax.models.muffin import MuffinConfig
 
 MODELS = {
     "narrow": LlamaConfig(512, width=64, layers=5, heads=8, kv_heads=4, ffn=172, norm_eps=1e-5),
@@ -38,7 +39,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 3, "Rounds, each of them A B B A.")
 _OUT = flags.DEFINE_string("out", "", "A JSON file to write.")
 
 
-def hugging_face(config: vlm.MuffinConfig, params: Any) -> Callable[[np.ndarray], np.ndarray]:
+def hugging_face(config: MuffinConfig, params: Any) -> Callable[[np.ndarray], np.ndarray]:
     peer = torch_muffin.TorchMuffin(config, recompute=False)
     peer.load(params)
     model = peer.lm.eval()
@@ -60,7 +61,7 @@ def hugging_face(config: vlm.MuffinConfig, params: Any) -> Callable[[np.ndarray]
     return generate
 
 
-def ours(config: vlm.MuffinConfig, params: Any) -> Callable[[np.ndarray], np.ndarray]:
+def ours(config: MuffinConfig, params: Any) -> Callable[[np.ndarray], np.ndarray]:
     network = Network(config)
     settings = GenerationSettings(max_new_tokens=_NEW.value)
     program = sample.programs(network, sample.mode(settings))
@@ -111,8 +112,8 @@ def _flat(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
 
 def main(_: list[str]) -> None:
     llm = MODELS[_MODEL.value]
-    config = vlm.MuffinConfig(SMALL.tower, llm, image_token=llm.vocab_size - 1)
-    params = jax.jit(lambda key: vlm.init(vlm.Muffin(config), key))(jax.random.key(0))
+    config = MuffinConfig(SMALL.tower, llm, image_token=llm.vocab_size - 1)
+    params = jax.jit(lambda key: vlm.init(vlm.Vlm(config), key))(jax.random.key(0))
     makers = {"hugging_face": hugging_face(config, params), "ours": ours(config, params)}
     rows = []
     for batch in map(int, _BATCH.value):

@@ -4,7 +4,7 @@ import numpy as np
 
 from rlhfv_jax.models.beit3 import Beit3Config
 from rlhfv_jax.models.llama import LlamaConfig
-from rlhfv_jax.models.vlm import MuffinConfig
+from rlhfv_jax.models.muffin import MuffinConfig
 from rlhfv_jax.structs import IGNORE, PairBatch
 
 QUERIES, PROMPT, SEGMENTS = 64, 132, 2.65  # image tokens; prompt with them (tokens); corrected segments of an answer

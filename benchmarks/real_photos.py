@@ -24,7 +24,7 @@ from rlhfv_jax import checkpoint, cli, experiment, metrics, prepare, streaming
 from rlhfv_jax.conversion import job
 from rlhfv_jax.data import sources
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
-from rlhfv_jax.models import llama, vlm
+from rlhfv_jax.models import llama, muffin, vlm
 from rlhfv_jax.structs import TrainState
 
 METHODS = ("ddpo", "dpo")
@@ -46,13 +46,13 @@ def split_by_photo(data: Path, folder: Path, every: int = 3) -> dict[str, int]:
     return {name: len(part) for name, part in parts.items()}
 
 
-def make_base(llm: Path, tokenizer_file: Path, folder: Path) -> vlm.MuffinConfig:
+def make_base(llm: Path, tokenizer_file: Path, folder: Path) -> muffin.MuffinConfig:
     """A checkpoint of a small Muffin with the trained language model; added tokens start as the mean of the others."""
     job.run_to_orbax(job.Options(src=str(llm), dst=str(folder / "llm"), tokenizer=str(tokenizer_file)))
     tokenizer = MuffinTokenizer.from_file(str(tokenizer_file))
-    mini = vlm.muffin_mini(tokenizer.vocab_size, tokenizer.image_token)
+    mini = muffin.muffin_mini(tokenizer.vocab_size, tokenizer.image_token)
     config = dataclasses.replace(mini, llm=dataclasses.replace(llama.stories260k(), vocab_size=tokenizer.vocab_size))
-    model = vlm.Muffin(config)
+    model = vlm.Vlm(config)
     params = jax.device_get(jax.jit(lambda key: vlm.init(model, key))(jax.random.key(0)))
     stored = streaming.StoredArrays(folder / "llm")
     known = llama.stories260k().vocab_size
@@ -75,7 +75,7 @@ def make_base(llm: Path, tokenizer_file: Path, folder: Path) -> vlm.MuffinConfig
     return config
 
 
-def configuration(method: str, seed: int, folder: Path, model: vlm.MuffinConfig, steps: int) -> dict[str, Any]:
+def configuration(method: str, seed: int, folder: Path, model: muffin.MuffinConfig, steps: int) -> dict[str, Any]:
     """The shipped config of the method with this experiment's model, data and length."""
     config = cli._load(f"{cli.config_folder() / method}.py:mini")
     changes = {

@@ -51,7 +51,7 @@ def torch_pass(params: Any, batch: Any, official: bool) -> Callable[[], float]:
 
 def jax_pass(params: Any, batch: Any) -> Callable[[], float]:
     mesh = sharding.make_mesh(fsdp=1)
-    forward = steps.reference(vlm.Muffin(SMALL))
+    forward = steps.reference(vlm.Vlm(SMALL))
     placed = sharding.put(batch, mesh)
     return lambda: float(np.asarray(forward(params, placed), np.float64).sum())
 
@@ -59,7 +59,7 @@ def jax_pass(params: Any, batch: Any) -> Callable[[], float]:
 def main(_: list[str]) -> None:
     batch = random_pairs(_PAIRS.value)
     packed = packing.from_rows(batch, image_token=SMALL.image_token, queries=SMALL.tower.queries)
-    model = vlm.Muffin(SMALL)
+    model = vlm.Vlm(SMALL)
     params = jax.jit(lambda key: vlm.init(model, key))(jax.random.key(0))
     features = np.asarray(jax.jit(lambda image: vlm.tower_outputs(model, params, image))(packed.image))
     contenders = {

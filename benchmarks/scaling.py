@@ -33,7 +33,7 @@ def measure(layout: str, pairs: int, answer: float, devices: int, timed: bool) -
         sizes = {"image_token": SMALL.image_token, "queries": SMALL.tower.queries}
         batch = packing.from_rows(batch, groups=devices, **sizes)
     mesh = sharding.make_mesh(fsdp=devices)
-    model = vlm.Muffin(SMALL)
+    model = vlm.Vlm(SMALL)
     with jax.set_mesh(mesh):
         params = jax.jit(lambda key: vlm.init(model, key))(jax.random.key(0))
         updater = steps.Updater(optim.adamw(lambda _: 5e-7), lambda _: 5e-7, optim.trainable_mask(params, "full"))

@@ -56,7 +56,7 @@ def torch_step(params: Any, batch: Any, name: str) -> Callable[[], float]:
 def jax_step(params: Any, batch: Any) -> Callable[[], float]:
     mesh = sharding.make_mesh(fsdp=1)
     with jax.set_mesh(mesh):
-        model = vlm.Muffin(SMALL)
+        model = vlm.Vlm(SMALL)
         updater = steps.Updater(optim.adamw(lambda _: LR), lambda _: LR, optim.trainable_mask(params, "full"))
         state = updater.init(jax.device_put(jax.tree.map(jnp.array, params), sharding.shardings(params, mesh)))
         update = updater.step(steps.preference_loss(model, losses.Preference(BETA)), mesh, state)
@@ -75,7 +75,7 @@ def jax_step(params: Any, batch: Any) -> Callable[[], float]:
 def main(_: list[str]) -> None:
     batch = random_pairs(_PAIRS.value, answer=_ANSWER.value)
     packed = packing.from_rows(batch, image_token=SMALL.image_token, queries=SMALL.tower.queries)
-    params = jax.jit(lambda key: vlm.init(vlm.Muffin(SMALL), key))(jax.random.key(0))
+    params = jax.jit(lambda key: vlm.init(vlm.Vlm(SMALL), key))(jax.random.key(0))
     makers: dict[str, Callable[[], Callable[[], float]]] = {
         "official": lambda: torch_step(params, batch, "official"),
         "tuned": lambda: torch_step(params, batch, "tuned"),

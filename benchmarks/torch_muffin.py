@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhfv_jax import trees
-from rlhfv_jax.conversion import table
-from rlhfv_jax.models.vlm import MuffinConfig
+from rlhfv_jax.conversion.muffin import MUFFIN, Muffin
+from rlhfv_jax.models.muffin import MuffinConfig
 from rlhfv_jax.structs import IGNORE, PairBatch
 
 
@@ -123,14 +123,9 @@ class TorchMuffin(nn.Module):
     def load(self, params: Any) -> None:
         """Our parameters by the conversion table; every tensor must be set."""
         c = self.config
-        sizes = {"vocab": c.llm.vocab_size, "width": c.llm.width, "ffn": c.llm.ffn, "layers": c.llm.layers}
-        sizes |= {"heads": c.llm.heads, "kv_heads": c.llm.kv_heads, "head": c.llm.head_size}
-        sizes |= {f"tower_{name}": getattr(c.tower, name) for name in ("width", "ffn", "layers", "heads")}
-        sizes |= {"tower_head": c.tower.width // c.tower.heads, "queries": c.tower.queries, "color": 3}
-        sizes |= {"image_positions": c.tower.patches + 3, "query_positions": c.tower.query_positions}
-        sizes |= {"patch_x": c.tower.patch, "patch_y": c.tower.patch}
+        sizes = Muffin().sizes(c)
         ours, state = dict(trees.paths(params)), {}
-        for entry in table.MUFFIN:
+        for entry in MUFFIN:
             array = np.asarray(ours[entry.path])
             for name, values in zip(entry.names(sizes), array if entry.stack else [array], strict=True):
                 state[_renamed(name)] = torch.tensor(np.ascontiguousarray(entry.to_torch(values, sizes)))

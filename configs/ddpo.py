@@ -12,7 +12,7 @@ import dataclasses
 
 import ml_collections
 
-from rlhfv_jax.models import vlm
+from rlhfv_jax.models import muffin
 
 
 def get_config(preset: str = "rlhfv_paper") -> ml_collections.ConfigDict:
@@ -31,7 +31,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.task = "ddpo"  # or "sft": supervised fine-tuning on the chosen answers, for a base or a baseline
     c.init_from = ""  # a checkpoint (the policy starts there, and it is the reference), or "random"
-    c.model = dataclasses.asdict(vlm.muffin_13b(vocab_size=0, image_token=0))  # these two follow the tokenizer
+    c.model = dataclasses.asdict(muffin.muffin_13b(vocab_size=0, image_token=0))  # these two follow the tokenizer
     c.tokenizer = ""  # a sentencepiece .model file; empty: the one stored with init_from
     c.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
     c.remat = "named"  # activations kept for the backward pass: none (all), named, full (recompute)
@@ -45,7 +45,8 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.data.origins = ""  # only rows of these origin_dataset values, as "VQAv2,GQA"; empty: all
     c.data.count = 0  # only the first rows of these; 0: all (the paper had 1.4k pairs, the published set has grown)
     c.data.spans = "auto"  # corrected tokens: the annotator's segments where there are any; "diff": never
-    c.data.template = "muffin"  # or vicuna_v1_1, llava_v1, words
+    c.data.template = "muffin"  # or vicuna_v1_1, llava_v0, llava_v1, words, or one written out: docs/models.md
+    c.data.fit = ""  # how pictures become squares: as the model's family has it, or squash, pad, crop
     c.data.instructions = ()  # for questions: texts with {question} in them, one is picked for each row
     c.data.max_length = 2048  # the released script's
     c.data.too_long = "error"  # our choice; "drop": leave such rows out, "truncate": cut the answer; both are counted
@@ -154,7 +155,7 @@ def release_2024_02() -> ml_collections.ConfigDict:
 def mini() -> ml_collections.ConfigDict:
     c = rlhfv_paper()
     c.init_from = "random"
-    c.model = dataclasses.asdict(vlm.muffin_mini(vocab_size=0, image_token=0))
+    c.model = dataclasses.asdict(muffin.muffin_mini(vocab_size=0, image_token=0))
     c.dtype = "float32"
     c.remat = "none"
     c.data.max_length = 512

@@ -10,7 +10,7 @@ import ml_collections
 
 from rlhfv_jax.models.beit3 import Beit3Config
 from rlhfv_jax.models.llama import LlamaConfig
-from rlhfv_jax.models.vlm import MuffinConfig
+from rlhfv_jax.models.muffin import MuffinConfig
 
 
 def get_config(preset: str = "demo") -> ml_collections.ConfigDict:

@@ -34,22 +34,25 @@ _TOKENIZER = flags.DEFINE_string(
 )
 _FAST_IDS = flags.DEFINE_bool("fast_ids", False, "Token ids of the released evaluation's fast tokenizer.")
 _TOWER = flags.DEFINE_string(
-    "tower", "", "A bare BEiT-3 checkpoint: build a fresh Muffin from it and the LLaMA in --src."
+    "tower",
+    "",
+    "A bare BEiT-3 checkpoint: build a fresh Muffin from it and the LLaMA in --src. Or the CLIP of a LLaVA.",
 )
 _QUERIES = flags.DEFINE_integer("queries", 64, "With --tower: the number of fresh queries.")
 _SEED = flags.DEFINE_integer("seed", 0, "With --tower: seed of fresh queries and projector.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 0, "Interpolate the tower's positions to this image size in pixels.")
+_LAYOUT = flags.DEFINE_string(
+    "layout", "", "To PyTorch: the form to write, as llava_hf; default: the original one of the model's family."
+)
 _MODEL = flags.DEFINE_string("model", "", f"Demand these sizes: {', '.join(job.NAMED)}.")
 _HEADS = flags.DEFINE_integer("heads", 0, "Attention heads of the language model, where nothing else tells.")
-_TOWER_HEADS = flags.DEFINE_integer(
-    "tower_heads", 0, "Attention heads of the tower, unless it is BEiT-3 base or large."
-)
+_TOWER_HEADS = flags.DEFINE_integer("tower_heads", 0, "Attention heads of the tower, unless it is of a published size.")
 _IGNORE = flags.DEFINE_list("ignore", [], "Regular expressions of further tensors to leave out.")
 _SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "Largest size of a written safetensors file, in GB.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print the report.")
 _OPTIONS = (
     *(_DIRECTION, _SRC, _DST, _DTYPE, _VERIFY, _DRY_RUN, _TOKENIZER, _FAST_IDS, _TOWER, _QUERIES, _SEED, _IMAGE_SIZE),
-    *(_MODEL, _HEADS, _TOWER_HEADS, _IGNORE, _SHARD_GB, _FORMAT),
+    *(_LAYOUT, _MODEL, _HEADS, _TOWER_HEADS, _IGNORE, _SHARD_GB, _FORMAT),
 )
 
 
@@ -71,6 +74,7 @@ def _main() -> None:
         seed=_SEED.value,
         image_size=_IMAGE_SIZE.value,
         model=_MODEL.value,
+        layout=_LAYOUT.value,
         heads=_HEADS.value,
         tower_heads=_TOWER_HEADS.value,
         ignore=tuple(_IGNORE.value),

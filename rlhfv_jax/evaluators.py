@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from rlhfv_jax import lora, sharding
 from rlhfv_jax.data import images
-from rlhfv_jax.data.chat import TEMPLATES
+from rlhfv_jax.data.chat import find_template
 from rlhfv_jax.data.tokenizer import Tokenizer
 from rlhfv_jax.decoding import batch
 from rlhfv_jax.decoding.engine import Engine
@@ -54,7 +54,7 @@ class Evaluators:
     questions, or `config.best` names a metric that none of this gives. Use within `jax.set_mesh(mesh)`.
     """
 
-    def __init__(self, s: Settings, config: vlm.MuffinConfig, tokenizer: Tokenizer, mesh: Mesh, folder: Path):
+    def __init__(self, s: Settings, config: vlm.VlmConfig, tokenizer: Tokenizer, mesh: Mesh, folder: Path):
         if jax.process_count() > 1:
             raise UserError("config.evals.questions answers questions in one process; leave it empty in this run.")
         self._settings, self._config, self._tokenizer, self._mesh, self._folder = s, config, tokenizer, mesh, folder
@@ -164,8 +164,8 @@ class Evaluators:
         """Raises UserError or UnicodeError where the question cannot be asked."""
         question.text.encode()  # half of a surrogate pair, which JSON can bring, is no text for a tokenizer
         has_image = _image(question) is not None
-        queries = self._config.tower.queries if has_image else 0
-        tokens = self._tokenizer.encode(TEMPLATES[self._settings.data.template].prompt(question.text, queries, ()))
+        queries = self._config.image_tokens if has_image else 0
+        tokens = self._tokenizer.encode(find_template(self._settings.data.template).prompt(question.text, queries, ()))
         batch.check_tokens(tokens, self._tokenizer.image_token, queries, has_image)
 
     def _tried(self, task: Task) -> list[str]:

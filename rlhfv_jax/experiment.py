@@ -68,7 +68,7 @@ class Job:
     settings: Settings
     mesh: Mesh
     tokenizer: MuffinTokenizer
-    model: vlm.Muffin
+    model: vlm.Vlm
     rows: prepare.Rows
     eval_rows: prepare.Rows | None
     total_steps: int
@@ -207,7 +207,7 @@ def fit(
     return state
 
 
-def _loss(s: Settings, model: vlm.Muffin) -> steps.LossFn:
+def _loss(s: Settings, model: vlm.Vlm) -> steps.LossFn:
     loss_fn = steps.preference_loss(model, s.ddpo) if s.task == "ddpo" else steps.sft_loss(model)
     return lora.at_scale(loss_fn, s.lora.scale) if s.lora.rank else loss_fn
 
@@ -254,7 +254,7 @@ def initial_state(
 
 def abstract_params(job: Job) -> Any:
     """Shapes and dtypes of everything in the run's parameters, adapters included."""
-    base = prepare.abstract_params(job.model)
+    base = vlm.abstract_params(job.model.config)
     return jax.eval_shape(lambda base: prepare.with_adapters(job.settings, base), base)
 
 

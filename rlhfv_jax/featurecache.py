@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhfv_jax import provenance, sharding
-from rlhfv_jax.data import features, pipeline
+from rlhfv_jax.data import features, images, pipeline
 from rlhfv_jax.data.features import FeatureFile
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.metrics import Reporter
@@ -38,8 +38,9 @@ def compute(
     image_size: int,
     batch_size: int,
     mesh: Mesh,
+    fit: images.Fit = images.squashed,
 ) -> None:
-    """Writes `encode(uint8[B, S, S, 3]) -> [B, Q, E]` of every image that the records have, each once."""
+    """Writes `encode(uint8[B, S, S, 3]) -> [B, P, E]` of every image of the records once; `fit` makes it square."""
     distinct = {features.image_digest(record.image): record for record in records}
     digests = list(distinct)
     shares = pipeline.Shares(sharding.shares_here(mesh), sharding.ways(mesh))
@@ -48,7 +49,7 @@ def compute(
         with Reporter("image features", len(digests), unit="images", shown=jax.process_index() == 0) as reporter:
             for first in range(0, len(digests), batch_size):
                 part = digests[first : first + batch_size]
-                pixels = [pipeline.pixels(distinct[digest], image_size) for digest in part]
+                pixels = [pipeline.pixels(distinct[digest], image_size, fit) for digest in part]
                 pixels += pixels[-1:] * (batch_size - len(part))
                 mine = np.stack([pixels[place] for place in shares.places(batch_size)])
                 seen = sharding.fetch(encode(sharding.put(mine, mesh)), mesh)

@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 
 from rlhfv_jax import cli
-from rlhfv_jax.data.chat import TEMPLATES, Template
+from rlhfv_jax.data.chat import TEMPLATES, Template, find_template
 from rlhfv_jax.decoding.settings import LENGTH_NORMS, PRESETS, GenerationSettings
 from rlhfv_jax.endpoint import Endpoint
 from rlhfv_jax.errors import UserError
@@ -120,7 +120,7 @@ def _with_checkpoint(asked: questions.Questions) -> None:
     from rlhfv_jax.generation import local
 
     folder = checkpoint.find(_CHECKPOINT.value)
-    settings, template = _settings(TEMPLATES[checkpoint.read_meta(folder).get("template", "muffin")])
+    settings, template = _settings(find_template(checkpoint.read_meta(folder).get("template", "muffin")))
     model = _MODEL.value or _CHECKPOINT.value
     facts = {
         "questions": asked.digest,

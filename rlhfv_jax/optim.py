@@ -20,6 +20,9 @@ FROZEN: dict[str, str | None] = {
     "lm_only": r"tower/|projector/",
 }
 
+# Under this name lies what belongs to a checkpoint and never trains: constants, and what the model does not read.
+FIXED = r"(^|.*/)fixed_"
+
 MATRICES = ("kernel", "embedding", "lora_a", "lora_b")  # the ends of the paths that weight decay applies to
 
 
@@ -31,7 +34,12 @@ def trainable_mask(params: Any, name: str) -> Any:
     if name not in FROZEN:
         raise UserError(f"optim.trainable={name!r} is not known; choose one of {', '.join(FROZEN)}.")
     pattern = FROZEN[name]
-    mask = {path: pattern is None or not re.match(pattern, path) for path, _ in trees.paths(params)}
+    mask = {
+        path: not re.match(FIXED, path) and (pattern is None or not re.match(pattern, path))
+        for path, _ in trees.paths(params)
+    }
+    if name == "frozen_A" and not any("/A/" in path for path in mask):
+        raise UserError("optim.trainable=frozen_A is about BEiT-3's image branch; this model's tower has no branches.")
     adapted = [path for path in mask if path.endswith(("/lora_a", "/lora_b"))]
     if frozen := [path for path in adapted if not mask[path]]:
         raise UserError(f"lora.targets adapts {frozen[0]}, which optim.trainable={name} freezes; change one of them.")

@@ -27,7 +27,7 @@ from rlhfv_jax import (
     trees,
 )
 from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
-from rlhfv_jax.data.chat import TEMPLATES
+from rlhfv_jax.data.chat import find_template
 from rlhfv_jax.data.features import FeatureFile, image_digest
 from rlhfv_jax.data.records import AnsweredRecord
 from rlhfv_jax.data.segments import Diff
@@ -76,7 +76,9 @@ def check_inputs(s: Settings) -> None:
 
 def load_tokenizer(s: Settings) -> MuffinTokenizer:
     """The tokenizer file of the settings, or the one stored with `init_from`; both must agree where both are given."""
-    given = MuffinTokenizer.from_file(s.tokenizer) if s.tokenizer else None
+    given = None
+    if s.tokenizer:
+        given = MuffinTokenizer(MuffinTokenizer.from_file(s.tokenizer).model_bytes, kind=s.model.tokenizer)
     if s.init_from == RANDOM:
         assert given is not None, "check_inputs asks for a tokenizer"
         return given
@@ -89,14 +91,20 @@ def load_tokenizer(s: Settings) -> MuffinTokenizer:
     return stored
 
 
-def build_model(s: Settings, tokenizer: MuffinTokenizer) -> vlm.Muffin:
-    """The model of the settings; its sizes must be those of `init_from`."""
-    config = settings.with_vocabulary(s.model, tokenizer.vocab_size, tokenizer.image_token)
-    if s.init_from != RANDOM:
-        stored = checkpoint.read_meta(s.init_from)["model"]
-        if lines := settings.differences(dataclasses.asdict(config), stored, "model."):
+def build_model(s: Settings, tokenizer: MuffinTokenizer) -> vlm.Vlm:
+    """The model of the settings; its sizes must be those of `init_from`, whose vocabulary it has.
+
+    The vocabulary of random weights is the tokenizer's.
+    """
+    if s.init_from == RANDOM:
+        config = settings.with_vocabulary(s.model, tokenizer.vocab_size, tokenizer.image_token)
+    else:
+        stored = settings.model_of(checkpoint.read_meta(s.init_from))
+        rows = stored.llm.vocab_size if isinstance(stored, vlm.VlmConfig) else 0
+        config = settings.with_vocabulary(s.model, rows, tokenizer.image_token)
+        if lines := settings.differences(dataclasses.asdict(config), dataclasses.asdict(stored), "model."):
             raise UserError(f"This run's model differs from that of {s.init_from}: {'; '.join(lines)}.")
-    return vlm.Muffin(config, jnp.dtype(s.dtype), s.remat, s.attention)
+    return vlm.Vlm(config, jnp.dtype(s.dtype), s.remat, s.attention)
 
 
 def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool = False) -> Rows:
@@ -106,7 +114,7 @@ def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool
     """
     origins = [origin.strip() for origin in s.data.origins.split(",") if origin.strip()] if selected else []
     count = s.data.count if selected else 0
-    template, queries, data, ddpo = TEMPLATES[s.data.template], s.model.tower.queries, s.data, s.ddpo
+    template, queries, data, ddpo = find_template(s.data.template), s.model.image_tokens, s.data, s.ddpo
     if data.records == "questions":
         questions = supervised.read(path, origins, count)
         examples, stats = encoding.encode_examples(
@@ -154,6 +162,7 @@ def make_source(
     """
     length, size = buckets.rounded(rows.stats.longest_row), s.model.tower.image_size
     flip_any, encoded = s.data.flip == "any", typing.cast(Any, rows.encoded)
+    fit = images.fit(fit_name(s), s.model.mean)
     source: Any
     if s.data.layout == "packed":
         source = pipeline.PackedSource(
@@ -163,20 +172,26 @@ def make_source(
             length,
             ref_logps,
             flip_any,
+            fit,
             image_token=tokenizer.image_token,
-            queries=s.model.tower.queries,
+            queries=s.model.image_tokens,
             batch_size=s.optim.batch_size,
             groups=1 if mesh is None else sharding.ways(mesh) * s.gradient_accumulation,
         )
     elif s.task == "ddpo":
-        source = pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any)
+        source = pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any, fit)
     else:
-        source = pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any)
+        source = pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any, fit)
     source.features = features
     return source
 
 
-def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, template: str) -> dict[str, Any]:
+def fit_name(s: Settings) -> str:
+    """How pictures become squares: as the model's family has it, unless config.data.fit says otherwise."""
+    return s.data.fit or s.model.fit
+
+
+def checkpoint_meta(model: vlm.Vlm, tokenizer: MuffinTokenizer, template: str) -> dict[str, Any]:
     """The JSON record of a checkpoint: with it, the checkpoint needs nothing else to be used."""
     return {
         "model": dataclasses.asdict(model.config),
@@ -185,14 +200,9 @@ def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, template: str
     }
 
 
-def abstract_params(model: vlm.Muffin) -> Any:
-    """Shapes and dtypes of the parameters, without making any."""
-    return jax.eval_shape(functools.partial(vlm.init, model), jax.random.key(0))
-
-
-def init_params(s: Settings, model: vlm.Muffin, mesh: Mesh) -> Any:
+def init_params(s: Settings, model: vlm.Vlm, mesh: Mesh) -> Any:
     """Parameters of `init_from` or, with "random", of the seed; laid out on the mesh (call within `jax.set_mesh`)."""
-    abstract = abstract_params(model)
+    abstract = vlm.abstract_params(model.config)
     if s.init_from == RANDOM:
         init = functools.partial(vlm.init, model)
         return jax.jit(init, out_shardings=sharding.shardings(abstract, mesh))(jax.random.key(s.seed))
@@ -232,7 +242,7 @@ def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
     return parts
 
 
-def reference_model(s: Settings, model: vlm.Muffin) -> vlm.Muffin:
+def reference_model(s: Settings, model: vlm.Vlm) -> vlm.Vlm:
     """The model as the reference pass computes it: the same parameters, in data.reference_dtype."""
     if s.data.reference_dtype == "float16" and jax.default_backend() == "cpu":
         raise UserError(
@@ -248,23 +258,24 @@ def comparable(s: Settings) -> bool:
     return has_reference and same_images and s.data.reference_dtype in ("", s.dtype)
 
 
-def reference_facts(s: Settings, model: vlm.Muffin, tokenizer: MuffinTokenizer, params_digest: str) -> dict[str, Any]:
+def reference_facts(s: Settings, model: vlm.Vlm, tokenizer: MuffinTokenizer, params_digest: str) -> dict[str, Any]:
     """Everything that reference log-probs depend on besides the pairs' own rows."""
     drawn = f", {s.data.reference_augment}, flip {s.data.flip}, seed {s.seed}"
+    image_transform = f"{fit_name(s)} bicubic {s.model.tower.image_size}"
     return {
         "params": params_digest,
         "tokenizer": tokenizer.digest,
-        "template": dataclasses.asdict(TEMPLATES[s.data.template]),
+        "template": dataclasses.asdict(find_template(s.data.template)),
         "source": s.data.reference,
         "label_mask": s.ddpo.label_mask,
-        "image_transform": f"bicubic {s.model.tower.image_size}{'' if s.data.reference_augment == 'none' else drawn}",
+        "image_transform": f"{image_transform}{'' if s.data.reference_augment == 'none' else drawn}",
         "dtype": s.data.reference_dtype or s.dtype,
         "model": dataclasses.asdict(model.config),
     }
 
 
 def image_features(
-    row_sets: Sequence[Rows], s: Settings, model: vlm.Muffin, params: Any, folder: Path, mesh: Mesh
+    row_sets: Sequence[Rows], s: Settings, model: vlm.Vlm, params: Any, folder: Path, mesh: Mesh
 ) -> FeatureFile | None:
     """The tower's outputs for the images of all rows, loaded where a file of them exists, else computed and saved; None
     where data.image_features has them computed at every step. `params` are the model's; its tower has to be frozen."""
@@ -276,14 +287,16 @@ def image_features(
     facts = {
         "tower": trees.digest(params["tower"]),
         "sizes": dataclasses.asdict(s.model.tower),
-        "image_transform": f"bicubic {s.model.tower.image_size}",
+        "family": s.model.family,
+        "image_transform": f"{fit_name(s)} bicubic {s.model.tower.image_size}",
         "dtype": s.dtype,
     }
     data = hashlib.sha256("".join(sorted({image_digest(record.image) for record in records})).encode()).hexdigest()
     path = folder / f"{provenance.key(facts | {'data': data})[:16]}.arrow"
     if not processes.from_first(f"features {path.name}", path.exists):
         encode = jax.jit(functools.partial(vlm.tower_outputs, model, {"tower": params["tower"]}))
-        featurecache.compute(path, facts, records, encode, s.model.tower.image_size, s.optim.batch_size, mesh)
+        fit = images.fit(fit_name(s), s.model.mean)
+        featurecache.compute(path, facts, records, encode, s.model.tower.image_size, s.optim.batch_size, mesh, fit)
         processes.barrier(f"written {path.name}")
     return featurecache.load(path, facts, records)
 

@@ -15,10 +15,12 @@ from typing import Any
 
 from rlhfv_jax import checkpoint, losses, memory, optim
 from rlhfv_jax.data import encoding, images, segments
-from rlhfv_jax.data.chat import LABEL_MASKS, TEMPLATES
+from rlhfv_jax.data.chat import LABEL_MASKS, find_template
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.lora import Lora
-from rlhfv_jax.models.vlm import MuffinConfig
+from rlhfv_jax.models import families
+from rlhfv_jax.models.llama import LlamaConfig
+from rlhfv_jax.models.vlm import VlmConfig
 from rlhfv_jax.ops import attention
 from rlhfv_jax.selection import higher_is_better
 
@@ -34,6 +36,7 @@ class Data:
     count: int
     spans: str
     template: str
+    fit: str
     instructions: tuple[str, ...]
     max_length: int
     too_long: str
@@ -123,7 +126,7 @@ class Settings:
 
     task: str
     init_from: str
-    model: MuffinConfig
+    model: VlmConfig
     tokenizer: str
     dtype: str
     remat: str
@@ -156,7 +159,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": attention.BACKENDS,
     "data.records": ("pairs", "questions"),
     "data.spans": ("auto", "diff"),
-    "data.template": tuple(name for name, template in TEMPLATES.items() if template.opening is None),
+    "data.fit": ("", *images.FITS),
     "data.too_long": encoding.TOO_LONG,
     "data.augment": tuple(images.AUGMENTATIONS),
     "data.flip": ("safe", "any"),
@@ -238,7 +241,10 @@ def _check_rows(s: Settings) -> None:
         raise UserError("config.data.buckets is for config.data.layout=rows; packed buffers choose their sizes.")
     if s.ddpo.diff_over == "row" and s.ddpo.unit != "token":
         raise UserError(f"config.ddpo.diff_over=row compares tokens; config.ddpo.unit={s.ddpo.unit} needs response.")
-    if s.ddpo.label_mask == "muffin" and not TEMPLATES[s.data.template].role:
+    template = find_template(s.data.template)
+    if template.opening is not None:
+        raise UserError(f"config.data.template={s.data.template} is for generation; no model is trained on it.")
+    if s.ddpo.label_mask == "muffin" and not template.role:
         raise UserError(f"config.ddpo.label_mask=muffin is for config.data.template=muffin, not {s.data.template}.")
     if plain := [text for text in s.data.instructions if "{question}" not in text]:
         raise UserError(f"config.data.instructions: {plain[0]!r} has no {{question}} in it.")
@@ -301,7 +307,7 @@ def _check_memory(s: Settings) -> None:
             raise UserError(f"config.optim.memory={s.optim.memory} needs config.{key}={wanted}.")
 
 
-def _check_model(model: MuffinConfig) -> None:
+def _check_model(model: VlmConfig) -> None:
     tower, llm = model.tower, model.llm
     divisions = (
         ("model.tower.image_size", tower.image_size, "model.tower.patch", tower.patch),
@@ -328,11 +334,14 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     arguments = {}
     for name in fields:
         if name not in values:
+            if fields[name].default is not dataclasses.MISSING:  # records are older than some settings
+                continue
             raise UserError(f"config.{prefix}{name} is missing from the configuration.")
         kind, value = hints[name], values[name]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
                 raise UserError(f"config.{prefix}{name} is a group of settings; set its members instead.")
+            kind = families.config_class(value) if kind is VlmConfig else kind
             arguments[name] = build(typing.cast(type, kind), value, f"{prefix}{name}.")
         else:
             arguments[name] = _typed(kind, value, f"{prefix}{name}")
@@ -361,7 +370,15 @@ def _near(name: Any, names: Any) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def with_vocabulary(model: MuffinConfig, vocab_size: int, image_token: int) -> MuffinConfig:
+def model_of(record: Mapping[str, Any]) -> VlmConfig | LlamaConfig:
+    """The model of a checkpoint's record: one of the families, or a LLaMA alone, which has nothing but `llm`."""
+    model = record["model"]
+    if set(model) == {"llm"}:
+        return build(LlamaConfig, model["llm"], "model.llm.")
+    return build(families.config_class(model), model, "model.")
+
+
+def with_vocabulary(model: VlmConfig, vocab_size: int, image_token: int) -> VlmConfig:
     """The model's config with what the tokenizer decides filled in."""
     llm = dataclasses.replace(model.llm, vocab_size=vocab_size)
     return dataclasses.replace(model, llm=llm, image_token=image_token)

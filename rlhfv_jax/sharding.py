@@ -18,27 +18,23 @@ from rlhfv_jax.structs import BATCH
 
 AXES = ("data", "fsdp", "tensor")
 
-# First match wins; a path that matches nothing is an error, never silently replicated. L (the layer axis) is never cut.
+# By what a parameter is called, in whatever model: the axes behind the layer axis L, which is never cut. First match
+# wins; a path that matches nothing is an error, never silently replicated. Multiway copies (/A, /B) lie alike.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"llm/embed/embedding", P("tensor", "fsdp")),  # [V, D]
-    (r"llm/head/kernel", P("fsdp", "tensor")),  # [D, V]
-    (r"llm/layers/attention/[qkv]/kernel", P(None, "fsdp", "tensor", None)),  # [L, D, N, H]
-    (r"llm/layers/attention/o/kernel", P(None, "tensor", None, "fsdp")),  # [L, N, H, D]
-    (r"llm/layers/mlp/(gate|up)/kernel", P(None, "fsdp", "tensor")),  # [L, D, F]
-    (r"llm/layers/mlp/down/kernel", P(None, "tensor", "fsdp")),  # [L, F, D]
-    (r"llm/(layers/)?\w+_norm/scale", P()),
-    (r"tower/patch/(window/|out/)?kernel", P(None, "fsdp")),  # [3*p*p, D]
-    (r"tower/(class_token|query|positions/[AB])", P()),
-    (r"tower/layers/attention/[qkv]/[AB]/kernel", P(None, "fsdp", "tensor", None)),
-    (r"tower/layers/attention/[qkv]/[AB]/bias", P(None, "tensor", None)),  # [L, N, H]
-    (r"tower/layers/attention/o/[AB]/kernel", P(None, "tensor", None, "fsdp")),
-    (r"tower/layers/mlp/up/[AB]/kernel", P(None, "fsdp", "tensor")),
-    (r"tower/layers/mlp/up/[AB]/bias", P(None, "tensor")),  # [L, F]
-    (r"tower/layers/mlp/down/[AB]/kernel", P(None, "tensor", "fsdp")),
-    (r"tower/(layers/)?(\w+/)*\w+_norm/[AB]/(scale|bias)", P()),
-    (r"tower/(\w+/)*(bias)|tower/layers/(\w+/)*(o|down)/[AB]/bias", P()),
-    (r"projector/kernel", P("fsdp", None)),  # [E, D]
-    (r"projector/bias", P()),
+    (r"embed/embedding", P("tensor", "fsdp")),  # [V, D]
+    (r"head/kernel", P("fsdp", "tensor")),  # [D, V]
+    (r"attention/[qkv]/kernel", P("fsdp", "tensor", None)),  # [D, N, H]
+    (r"attention/[qkv]/bias", P("tensor", None)),  # [N, H]
+    (r"attention/qkv/kernel", P("fsdp", None, "tensor", None)),  # [D, 3, N, H]
+    (r"attention/qkv/bias", P(None, "tensor", None)),  # [3, N, H]
+    (r"attention/o/kernel", P("tensor", None, "fsdp")),  # [N, H, D]
+    (r"(mlp|projector)/(gate|up)/kernel", P("fsdp", "tensor")),  # [D, F]
+    (r"(mlp|projector)/up/bias", P("tensor")),  # [F]
+    (r"(mlp|projector)/down/kernel", P("tensor", "fsdp")),  # [F, D]
+    (r"patch/(window/|out/)?kernel", P(None, "fsdp")),  # [3*p*p, D]
+    (r"projector/((keys|out)/)?kernel", P("fsdp", None)),  # [E, D]
+    (r"\w+_norm/(scale|bias)|(o|down|patch|window|out|projector)/bias", P()),
+    (r"class_token|query|(fixed_)?positions", P()),
     (r"probe/(kernel|bias)", P()),  # a small classifier beside the tower, for its warm-up
     (r"ns_coeffs", P()),  # Muon's polynomial, part of its state
 )
@@ -73,11 +69,17 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
         return P()
     if path.endswith(("/lora_a", "/lora_b")):
         return _adapter_spec(path, shape, mesh)
-    for pattern, rule in RULES:
-        if not re.search(rf"(^|/)({pattern})$", path):
-            continue
-        return _checked(path, shape, rule, mesh)
-    raise UserError(f"No sharding rule matches the parameter {path} of shape {shape}; add one to sharding.RULES.")
+    rule = _rule(path)
+    if rule is None:
+        raise UserError(f"No sharding rule matches the parameter {path} of shape {shape}; add one to sharding.RULES.")
+    return _checked(path, shape, rule, mesh)
+
+
+def _rule(path: str) -> P | None:
+    """The table's rule for a parameter, its layer axis included."""
+    name = re.sub(r"/[AB](/|$)", r"\1", path)
+    rule = next((rule for pattern, rule in RULES if re.search(rf"(^|/)({pattern})$", name)), None)
+    return P(None, *rule) if rule and "layers/" in path else rule
 
 
 def _checked(path: str, shape: tuple[int, ...], rule: P, mesh: Mesh) -> P:
@@ -99,7 +101,7 @@ def _adapter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     PartitionSpec(None, None, 'tensor')
     """
     kernel = f"{path[: -len('lora_a')]}kernel"
-    rule = next((rule for pattern, rule in RULES if re.search(rf"(^|/)({pattern})$", kernel)), None)
+    rule = _rule(kernel)
     if rule is None:
         raise UserError(f"No sharding rule matches {kernel}, the kernel of {path}; add one to sharding.RULES.")
     layers = int("layers/" in path)

@@ -19,7 +19,7 @@ LossFn = Callable[[Any, Any], tuple[jax.Array, losses.Metrics]]  # (params, batc
 Step = Callable[[TrainState, Any], tuple[TrainState, losses.Metrics]]
 
 
-def batch_log_probs(model: vlm.Muffin, params: Any, batch: Batch) -> jax.Array:
+def batch_log_probs(model: vlm.Vlm, params: Any, batch: Batch) -> jax.Array:
     """float32[B, G, T-1], the log-prob of every target of the G rows (2 for pairs); each image is encoded once.
 
     Of a packed batch float32[B, 2, K], as its weights.
@@ -39,7 +39,7 @@ def attended(batch: Batch) -> jax.Array:
     return jnp.sum(batch.lengths * batch.valid[:, None])
 
 
-def preference_loss(model: vlm.Muffin, preference: losses.Preference) -> LossFn:
+def preference_loss(model: vlm.Vlm, preference: losses.Preference) -> LossFn:
     """The loss function of Dense DPO and its family over pairs, in either layout; β and its like are constants."""
 
     def loss_fn(params: Any, batch: PairBatch | PackedBatch) -> tuple[jax.Array, losses.Metrics]:
@@ -50,7 +50,7 @@ def preference_loss(model: vlm.Muffin, preference: losses.Preference) -> LossFn:
     return loss_fn
 
 
-def sft_loss(model: vlm.Muffin) -> LossFn:
+def sft_loss(model: vlm.Vlm) -> LossFn:
     """The loss function of supervised fine-tuning over an SftBatch."""
 
     def loss_fn(params: Any, batch: SftBatch) -> tuple[jax.Array, losses.Metrics]:
@@ -212,6 +212,6 @@ def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], Totals]:
     return jax.jit(totals)
 
 
-def reference(model: vlm.Muffin) -> Callable[[Any, Any], jax.Array]:
+def reference(model: vlm.Vlm) -> Callable[[Any, Any], jax.Array]:
     """Jitted (params, batch) -> float32[B, 2, T-1], packed [B, 2, K]: the very forward pass that the loss runs."""
     return jax.jit(lambda params, batch: batch_log_probs(model, params, batch))

@@ -10,7 +10,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 from rlhfv_jax import cli  # noqa: E402
 from rlhfv_jax.data import sources  # noqa: E402
 from rlhfv_jax.data.tokenizer import MuffinTokenizer  # noqa: E402
-from rlhfv_jax.models import vlm  # noqa: E402
+from rlhfv_jax.models import muffin, vlm  # noqa: E402
 from rlhfv_jax.models.beit3 import Beit3Config  # noqa: E402
 from rlhfv_jax.models.llama import LlamaConfig  # noqa: E402
 
@@ -73,9 +73,9 @@ def small_run(tmp_path, coco_records):
 
 
 @pytest.fixture(scope="session")
-def tiny_config() -> vlm.MuffinConfig:
+def tiny_config() -> muffin.MuffinConfig:
     """A model small enough to compile in seconds, divisible by eight devices; vocabulary of 100, image token 97."""
-    return vlm.MuffinConfig(
+    return muffin.MuffinConfig(
         tower=Beit3Config(32, 16, width=16, layers=2, heads=2, ffn=32, queries=4, query_positions=8, init_std=None),
         llm=LlamaConfig(100, width=32, layers=2, heads=4, kv_heads=2, ffn=64, init_std=None),
         image_token=97,
@@ -83,6 +83,6 @@ def tiny_config() -> vlm.MuffinConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_params(tiny_config: vlm.MuffinConfig) -> dict:
-    model = vlm.Muffin(tiny_config)
+def tiny_params(tiny_config: muffin.MuffinConfig) -> dict:
+    model = vlm.Vlm(tiny_config)
     return jax.jit(lambda key: vlm.init(model, key))(jax.random.key(0))

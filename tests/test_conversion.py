@@ -12,16 +12,18 @@ from conftest import shared
 from torch_weights import TINY_MUFFIN, tiny_muffin
 
 from rlhfv_jax import checkpoint, sharding, trees
-from rlhfv_jax.conversion import job, sizes, to_orbax, torch_files
+from rlhfv_jax.conversion import job, layouts, sizes, torch_files
 from rlhfv_jax.conversion.job import Options
-from rlhfv_jax.conversion.sizes import Hints
+from rlhfv_jax.conversion.layout import Hints
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.models import vlm
+from rlhfv_jax.models import muffin, vlm
+
+FORM = layouts.LAYOUTS["muffin"]
 
 
 def restore(path: Path, config=TINY_MUFFIN, dtype=None):
     """The checkpoint's parameters by the ordinary way."""
-    return checkpoint.restore_params(path, to_orbax.abstract_params(config), sharding.make_mesh(fsdp=1), dtype)
+    return checkpoint.restore_params(path, vlm.abstract_params(config), sharding.make_mesh(fsdp=1), dtype)
 
 
 def state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -164,7 +166,7 @@ def test_the_released_13b_is_recognised_from_names_and_shapes_alone(released):
     report = job.run_to_orbax(Options(str(shared("fixtures/muffin13b_keys.txt")), dry_run=True))
     assert (report["tensors"], len(report["ignored"]), len(released)) == (1335, 40, 1375)
     assert report["scalars"] == 13_628_976_128
-    assert sizes.plan(released, Hints()).config == vlm.muffin_13b()
+    assert sizes.plan(released, Hints()).config == muffin.muffin_13b()
 
 
 def damaged(released: dict, name: str):
@@ -200,21 +202,21 @@ def one_of_a_kind(names: list[str]) -> list[str]:
 
 
 def test_one_wrong_line_fails_a_dry_run_by_name(released):
-    names = one_of_a_kind(sizes.set_aside(released)[0])[::2]
+    names = one_of_a_kind(sizes.set_aside(released, FORM)[0])[::2]
     missed = undetected(released, names, Hints())
     assert set(missed) <= FREE
 
 
 def test_with_the_models_name_no_wrong_line_passes(released):
     names = [name for name, _ in FREE]
-    assert undetected(released, names, Hints(sizes.sizes_of(vlm.muffin_13b()))) == []
+    assert undetected(released, names, Hints(FORM.sizes(muffin.muffin_13b()))) == []
 
 
 @pytest.mark.slow
 def test_every_wrong_line_fails_a_dry_run_by_name(released):
-    names = list(sizes.set_aside(released)[0])
+    names = list(sizes.set_aside(released, FORM)[0])
     assert set(undetected(released, names, Hints())) <= FREE
-    assert undetected(released, names, Hints(sizes.sizes_of(vlm.muffin_13b()))) == []
+    assert undetected(released, names, Hints(FORM.sizes(muffin.muffin_13b()))) == []
 
 
 def test_an_index_alone_is_checked_by_its_names(original, tmp_path):
@@ -224,9 +226,8 @@ def test_an_index_alone_is_checked_by_its_names(original, tmp_path):
     index = tmp_path / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "pytorch_model-00001-of-00002.bin")}))
     known = {"tower_width": 64, "tower_layers": 2, "tower_ffn": 256, "tower_heads": 4, "patch_x": 16, "patch_y": 16}
-    hints = sizes.hints_from_config(
-        json.loads((tmp_path / "config.json").read_text()), known | {"image_positions": 19, "query_positions": 1024}
-    )
+    known |= {"image_positions": 19, "query_positions": 1024}
+    hints = sizes.hints_from_config(json.loads((tmp_path / "config.json").read_text()), known, FORM)
     listed = torch_files.open_tensors(tmp_path).shapes
     assert set(listed.values()) == {None}
     assert sizes.plan(listed, hints).config == TINY_MUFFIN
@@ -240,7 +241,7 @@ def test_what_the_tower_and_the_config_disagree_on_is_named(original):
     with pytest.raises(UserError, match="give it as --tower_heads"):
         sizes.plan(shapes, Hints())
     config = json.loads((original.parent / "config.json").read_text())
-    wrong = sizes.hints_from_config(config | {"num_query": 9}, {"tower_heads": 4})
+    wrong = sizes.hints_from_config(config | {"num_query": 9}, {"tower_heads": 4}, FORM)
     with pytest.raises(UserError, match=r"model\.query has shape \(8, 64\), expected \(9, 64\)"):
         sizes.plan(shapes, wrong)
 
@@ -255,7 +256,7 @@ def test_what_the_tower_and_the_config_disagree_on_is_named(original):
 )
 def test_a_llama_that_ours_is_not_is_refused(config, words):
     with pytest.raises(UserError, match=words):
-        sizes.hints_from_config(config, {})
+        sizes.hints_from_config(config, {}, FORM)
 
 
 def test_extra_tensors_are_errors_unless_ignored_by_name(released):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import shared
 
-from rlhfv_jax import checkpoint, streaming
-from rlhfv_jax.conversion import job, to_orbax, torch_files, verify
+from rlhfv_jax import checkpoint, settings, streaming
+from rlhfv_jax.conversion import job, sizes, to_orbax, torch_files, verify
 from rlhfv_jax.conversion.job import Options
 from rlhfv_jax.errors import UserError
 
@@ -218,7 +218,7 @@ def test_verification_finds_one_changed_bit(tmp_path, source):
     import torch
 
     job.run_to_orbax(Options(source, str(tmp_path / "orbax"), tower_heads=4))
-    plan = job.plan_of(checkpoint.read_meta(tmp_path / "orbax"))
+    plan = sizes.plan_of(settings.model_of(checkpoint.read_meta(tmp_path / "orbax")))
     stored = streaming.StoredArrays(tmp_path / "orbax")
     assert verify.to_orbax_side(torch_files.open_tensors(Path(source)), stored, plan, tmp_path) == 113
     state = torch.load(source, weights_only=True)
@@ -267,4 +267,4 @@ def test_a_checkpoint_of_the_miniature_says_why_it_has_no_form_in_pytorch(tmp_pa
     record = checkpoint.read_meta(tmp_path / "orbax")
     record["model"]["tower"]["stem"] = "conv"
     with pytest.raises(UserError, match="convolutional stem"):
-        job.plan_of(record)
+        sizes.plan_of(settings.model_of(record))

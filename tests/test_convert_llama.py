@@ -10,8 +10,9 @@ from conftest import shared
 from token_decoding import TokenDecoder
 
 from rlhfv_jax import checkpoint, settings, sharding
-from rlhfv_jax.conversion import job, parts, sizes, to_orbax, torch_files
+from rlhfv_jax.conversion import job, layouts, torch_files
 from rlhfv_jax.conversion.job import Options
+from rlhfv_jax.conversion.muffin import build_muffin
 from rlhfv_jax.data import tokenizer_record
 from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.errors import UserError
@@ -57,7 +58,7 @@ def their_logits(model, tokens: np.ndarray) -> np.ndarray:
 
 def load(path: Path) -> tuple[LlamaConfig, dict]:
     config = settings.build(LlamaConfig, checkpoint.read_meta(path)["model"]["llm"])
-    return config, checkpoint.restore_params(path, to_orbax.abstract_params(config), sharding.make_mesh(fsdp=1))
+    return config, checkpoint.restore_params(path, vlm.abstract_params(config), sharding.make_mesh(fsdp=1))
 
 
 def our_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
@@ -141,12 +142,10 @@ def test_a_muffin_is_built_from_llama_and_beit3(tmp_path, tokenizer_file, bare_t
     )
     report = job.run_to_orbax(options)
     assert sorted(name.rsplit(".", 2)[-2] for name in report["ignored"]) == ["text_embed", "vision_embed"]
-    config = job.plan_of(checkpoint.read_meta(tmp_path / "muffin")).config
+    config = settings.model_of(checkpoint.read_meta(tmp_path / "muffin"))
     assert (config.tower.image_size, config.tower.queries, config.llm.vocab_size) == (96, 6, 516)
     assert config.image_token == 513
-    params = checkpoint.restore_params(
-        tmp_path / "muffin", to_orbax.abstract_params(config), sharding.make_mesh(fsdp=1)
-    )
+    params = checkpoint.restore_params(tmp_path / "muffin", vlm.abstract_params(config), sharding.make_mesh(fsdp=1))
     query, text = params["tower"]["query"], tower["beit3.text_embed.weight"]
     np.testing.assert_array_equal(query[0], text[0])
     np.testing.assert_array_equal(query[-1], text[2])
@@ -163,7 +162,7 @@ def test_a_muffin_is_built_from_llama_and_beit3(tmp_path, tokenizer_file, bare_t
     image = np.zeros((1, 96, 96, 3), np.uint8)
     tokens = np.array([[1, 514, *[513] * 6, 515, 7]], np.int32)
     vlm.check_image_tokens(tokens, config)
-    hidden = jax.jit(lambda p: vlm.Muffin(config).apply({"params": p}, tokens, image)[0])(params)
+    hidden = jax.jit(lambda p: vlm.Vlm(config).apply({"params": p}, tokens, image)[0])(params)
     assert np.isfinite(hidden).all()
     job.run_to_torch(Options(str(tmp_path / "muffin"), str(tmp_path / "back"), verify=True))
 
@@ -171,7 +170,7 @@ def test_a_muffin_is_built_from_llama_and_beit3(tmp_path, tokenizer_file, bare_t
 def test_the_same_seed_builds_the_same_muffin(tmp_path, bare_tower):
     make_llama(tmp_path / "llama")
     llm, tower = torch_files.open_tensors(tmp_path / "llama"), torch_files.open_tensors(bare_tower[0])
-    first, again, other = (parts.build_muffin(llm, tower, 6, seed) for seed in (1, 1, 2))
+    first, again, other = (build_muffin(llm, tower, 6, seed) for seed in (1, 1, 2))
     for name in ("model.query", "model.mm_projector.weight"):
         np.testing.assert_array_equal(first.read(name), again.read(name))
         assert np.any(first.read(name) != other.read(name))
@@ -182,11 +181,11 @@ def test_a_part_that_is_not_what_it_should_be_is_refused(tmp_path, bare_tower):
     make_llama(tmp_path / "llama")
     llm, tower = torch_files.open_tensors(tmp_path / "llama"), torch_files.open_tensors(bare_tower[0])
     with pytest.raises(UserError, match=r"no beit3\.text_embed\.weight"):
-        parts.build_muffin(llm, llm, 6, 0)
+        build_muffin(llm, llm, 6, 0)
     with pytest.raises(UserError, match=r"no model\.embed_tokens\.weight"):
-        parts.build_muffin(tower, tower, 6, 0)
+        build_muffin(tower, tower, 6, 0)
     with pytest.raises(UserError, match="--queries=1"):
-        parts.build_muffin(llm, tower, 1, 0)
+        build_muffin(llm, tower, 1, 0)
 
 
 # --- position interpolation -----------------------------------------------------------------------------------------
@@ -213,7 +212,7 @@ def test_interpolation_up_and_down_equals_torch(old, new):
 def test_a_converted_towers_image_size_can_change(tmp_path):
     source = str(shared("fixtures/tiny-muffin"))
     job.run_to_orbax(Options(source, str(tmp_path / "larger"), image_size=128, tower_heads=4, verify=True))
-    config = job.plan_of(checkpoint.read_meta(tmp_path / "larger")).config
+    config = settings.model_of(checkpoint.read_meta(tmp_path / "larger"))
     assert config.tower.image_size == 128
     with pytest.raises(UserError, match="--image_size=100 is not a positive multiple of the patch size 16"):
         job.run_to_orbax(Options(source, str(tmp_path / "odd"), image_size=100, tower_heads=4))
@@ -226,8 +225,11 @@ def test_named_sizes_are_those_of_the_published_models():
     counts = {"llama_7b": 6_738_415_616, "llama_13b": 13_015_864_320}
     for name, expected in counts.items():
         config = llama.SIZES[name]()
-        known = sizes.sizes_of(config)
-        assert sum(int(np.prod(e.torch_shape(known))) * len(e.names(known)) for e in sizes.LLAMA) == expected
+        known = layouts.LLAMA_ALONE.sizes(config)
+        assert (
+            sum(int(np.prod(e.torch_shape(known))) * len(e.names(known)) for e in layouts.LLAMA_ALONE.entries)
+            == expected
+        )
     assert set(job.NAMED) == {"muffin_13b", "llama_7b", "llama_13b", "stories260k"}
     tower = jax.eval_shape(lambda k: beit3.Beit3(beit3.large()).init(k, jnp.zeros((1, 448, 448, 3))), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(tower)) == 607_757_312 + 64 * 1024

@@ -28,7 +28,7 @@ def prompts():
 def plain(tiny_config, tiny_params, prompts):
     """Greedy continuations by whole forward passes over unpadded rows."""
     tokens, image = prompts
-    forward = jax.jit(lambda row, image: vlm.Muffin(tiny_config).apply({"params": tiny_params}, row, image)[0])
+    forward = jax.jit(lambda row, image: vlm.Vlm(tiny_config).apply({"params": tiny_params}, row, image)[0])
     rows = []
     for r, length in enumerate(LENGTHS):
         row = list(tokens[r, :length])
@@ -83,7 +83,7 @@ def test_every_position_decoded_with_the_cache_has_the_full_forwards_logits(tiny
     tokens, image = prompts
     network, start = Network(tiny_config), 8
     params = network.unstack(tiny_params)
-    hidden = vlm.Muffin(tiny_config).apply({"params": tiny_params}, tokens, image)[0]
+    hidden = vlm.Vlm(tiny_config).apply({"params": tiny_params}, tokens, image)[0]
     whole = np.asarray(hidden @ head_kernel(tiny_params["llm"]))[..., :100]
     lengths = np.full(len(tokens), start, np.int32)
     inputs = Inputs(tokens[:, :start], lengths, network.features(params, image), np.array([0, 0, 1, 1]))
@@ -111,7 +111,7 @@ def test_sampling_follows_the_models_distribution(tiny_config, tiny_params, prom
     seeds = np.arange(count, dtype=np.uint32)
     state = sample.programs(network, sample.mode(settings)).start(params, many, seeds, controls, 1, slots=1)
 
-    hidden = vlm.Muffin(tiny_config).apply({"params": tiny_params}, tokens[:1], image[:1])[0][0, -1]
+    hidden = vlm.Vlm(tiny_config).apply({"params": tiny_params}, tokens[:1], image[:1])[0][0, -1]
     scores = torch.tensor(np.asarray(hidden @ head_kernel(tiny_params["llm"]))[None, :100]) / temperature
     if "top_k" in warp:
         scores = generation.TopKLogitsWarper(warp["top_k"])(None, scores)

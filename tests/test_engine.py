@@ -94,7 +94,7 @@ def test_log_probs_are_those_of_a_whole_forward_pass(engine, fixtures):
         row = jnp.asarray([asked + list(answer.token_ids)])
         pixels = batch.picture(image, TINY_MUFFIN.tower.image_size)[None]
         params = tiny_muffin()
-        hidden, _ = vlm.Muffin(TINY_MUFFIN).apply({"params": params}, row, pixels)
+        hidden, _ = vlm.Vlm(TINY_MUFFIN).apply({"params": params}, row, pixels)
         logits = hidden[0, len(asked) - 1 : -1] @ head_kernel(params["llm"])[:, : TINY_MUFFIN.llm.vocab_size]
         wanted = jax.nn.log_softmax(logits)[jnp.arange(len(answer.token_ids)), jnp.asarray(answer.token_ids)]
         np.testing.assert_allclose(answer.log_probs, wanted, atol=2e-5)

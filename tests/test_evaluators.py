@@ -12,11 +12,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from rlhfv_jax import checkpoint, cli, evaluators, experiment, metrics, selection, settings, sharding
 from rlhfv_jax.data import sources
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
-from rlhfv_jax.decoding.engine import Engine, abstract_params, model_config
+from rlhfv_jax.decoding.engine import Engine
 from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals import benchmarks
 from rlhfv_jax.generation import questions
+from rlhfv_jax.models import vlm
 from rlhfv_jax.reporting.runs import read_run
 
 TOKENS = 12
@@ -205,13 +206,13 @@ def test_adapters_answer_merged_and_choose_the_best_step(finished, configured, a
 def test_parameters_cut_over_a_mesh_answer_as_whole_ones(finished, configured, asked, tmp_path):
     """Four shares of the parameters and two of the heads answer as one device did, one step after another."""
     s = settings.from_dict(configured({"evals.questions": (f"pope={asked / 'pope.jsonl'}",)}))
-    config = model_config(checkpoint.read_meta(finished))
+    config = settings.model_of(checkpoint.read_meta(finished))
     tokenizer = MuffinTokenizer.from_file(shared("data/stories260K/tok512.model"))
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
     with jax.set_mesh(mesh):
         ours = evaluators.Evaluators(s, config, tokenizer, mesh, tmp_path)
         for step in (2, 4, 2):
-            params = checkpoint.restore_params(finished / f"checkpoints/{step}", abstract_params(config), mesh)
+            params = checkpoint.restore_params(finished / f"checkpoints/{step}", vlm.abstract_params(config), mesh)
             assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
             ours(step, params)
             assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))

@@ -20,7 +20,7 @@ FACTS = {"tower": "abc", "dtype": "float32", "sizes": {"width": 16}}
 
 @pytest.fixture(scope="module")
 def encode(tiny_config, tiny_params):
-    model = vlm.Muffin(tiny_config)
+    model = vlm.Vlm(tiny_config)
     return jax.jit(lambda image: vlm.tower_outputs(model, tiny_params, image))
 
 
@@ -45,7 +45,7 @@ def test_every_image_has_its_own_towers_outputs_in_any_order_and_process(path, c
 
 
 def test_a_models_hidden_states_are_those_of_the_pixels(path, coco_records, tiny_config, tiny_params):
-    model = vlm.Muffin(tiny_config)
+    model = vlm.Vlm(tiny_config)
     tokens = jnp.full((2, 12), 5).at[:, 2 : 2 + tiny_config.tower.queries].set(tiny_config.image_token)
     record = coco_records[3]
     pixels = pipeline.pixels(record, tiny_config.tower.image_size)[None]

@@ -64,7 +64,7 @@ def golden_gradient(average: bool):
         table = params["llm"]["embed"]["embedding"]
         still = jnp.arange(table.shape[0])[:, None] == IM_END
         table = jnp.where(still, jax.lax.stop_gradient(table), table)
-        loss = steps.preference_loss(vlm.Muffin(TINY_MUFFIN), losses.Preference(beta, average))
+        loss = steps.preference_loss(vlm.Vlm(TINY_MUFFIN), losses.Preference(beta, average))
         return loss({**params, "llm": {**params["llm"], "embed": {"embedding": table}}}, batch)
 
     return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
@@ -92,7 +92,7 @@ def test_log_probs_through_the_whole_model_are_the_references():
     """All ten pairs; reference A is this checkpoint, so its stored log-probs are the same numbers."""
     arrays, _ = golden()
     batch = golden_pairs("5.0", list(range(10)))
-    found = np.asarray(steps.reference(vlm.Muffin(TINY_MUFFIN))(jax.device_put(tiny_muffin()), batch))
+    found = np.asarray(steps.reference(vlm.Vlm(TINY_MUFFIN))(jax.device_put(tiny_muffin()), batch))
     for side, name in enumerate(("win", "rej")):
         policy = np.split(arrays["policy_per_token_logp"], 2)[side]
         stored = arrays[f"batch_ref_{name}_per_token_logp_A"]

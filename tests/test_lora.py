@@ -45,7 +45,7 @@ def noisy(params, wanted: Lora, seed: int = 1):
 
 @pytest.fixture(scope="module")
 def forward(tiny_config):
-    return steps.reference(vlm.Muffin(tiny_config))
+    return steps.reference(vlm.Vlm(tiny_config))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def trained(tiny_config, tiny_params):
         state = jax.jit(updater.init, out_shardings=where)(params)
         updater.check(state, mesh)
         before = jax.device_get(state)
-        loss = lora.at_scale(steps.preference_loss(vlm.Muffin(tiny_config), PREFERENCE), wanted.scale)
+        loss = lora.at_scale(steps.preference_loss(vlm.Vlm(tiny_config), PREFERENCE), wanted.scale)
         step = updater.step(loss, mesh, state)
         for _ in range(2):
             state, metrics = step(state, sharding.put(pairs(), mesh))
@@ -236,7 +236,7 @@ def test_a_lora_run_starts_at_ln_2_continues_exactly_and_exports_merged(tmp_path
         job.Options(src=str(tmp_path / "torch"), dst=str(tmp_path / "back"), tower_heads=4, verify=True)
     )
     assert back["tensors"] == report["tensors"]
-    base = adapters.restore_params(tmp_path / "base", prepare.abstract_params(model), mesh, jnp.float32)
+    base = adapters.restore_params(tmp_path / "base", vlm.abstract_params(model.config), mesh, jnp.float32)
     params = lora.attach(base, lora.adapters_of(whole.params))
     merged = dict(trees.paths(lora.merge(jax.device_get(params), 16.0 / 4)))
     found = streaming.StoredArrays(tmp_path / "back")

@@ -10,7 +10,7 @@ from test_steps import PREFERENCE, pairs
 
 from rlhfv_jax import bits, checkpoint, cli, memory, optim, settings, sharding, steps, trees
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.models import vlm
+from rlhfv_jax.models import muffin, vlm
 
 STEPS, LR = 12, 1e-3
 
@@ -30,7 +30,7 @@ halved.defvjp(lambda x: (halved(x), None), lambda _, g: (g.astype(jnp.float32),)
 
 
 def loss_of(config, plan: str, mask) -> steps.LossFn:
-    loss = steps.preference_loss(vlm.Muffin(config, jnp.bfloat16), PREFERENCE)
+    loss = steps.preference_loss(vlm.Vlm(config, jnp.bfloat16), PREFERENCE)
     if plan != "fp32":
         return loss
 
@@ -138,7 +138,7 @@ def test_second_moments_rounded_to_nearest_would_drift_where_stochastic_ones_do_
 @pytest.mark.parametrize(("plan", "per_parameter"), [("fp32", 12), ("split", 12), ("split_sr", 8)])
 def test_bytes_a_parameter_are_as_stated(trajectories, tiny_params, plan, per_parameter):
     """By shapes, of the 13B model; and by arguments and aliases of the small one's step (frozen weights: 4)."""
-    model = vlm.Muffin(vlm.muffin_13b())
+    model = vlm.Vlm(muffin.muffin_13b())
     shapes = jax.eval_shape(lambda key: vlm.init(model, key), jax.random.key(0))
     state = jax.eval_shape(updater(shapes, plan, "full").init, shapes)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

@@ -57,7 +57,7 @@ def test_scanned_layers_equal_layers_written_out(golden):
     lengths, tokens, image = golden["lengths"], golden["tokens"], golden["image"]
     expected = np.asarray(jax.jit(written_out)(params, tokens, image, lengths))
     real = np.arange(tokens.shape[1]) < lengths[:, None]
-    model = vlm.Muffin(TINY_MUFFIN)
+    model = vlm.Vlm(TINY_MUFFIN)
     found, _ = jax.jit(lambda p: model.apply({"params": p}, tokens, image, lengths=lengths))(params)
     np.testing.assert_allclose(np.asarray(found)[real], expected[real], atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_eight_devices_give_the_outputs_of_one(tiny_config, tiny_params, sizes):
         "labels": rng.integers(0, 97, (16, 19)).astype(np.int32),
         "lengths": rng.integers(10, 21, 16).astype(np.int32),
     }
-    log_probs = partial(vlm.log_probs, vlm.Muffin(tiny_config))
+    log_probs = partial(vlm.log_probs, vlm.Vlm(tiny_config))
     expected = np.asarray(jax.jit(log_probs)(tiny_params, **batch))
     mesh = sharding.make_mesh(**({"data": 1, "fsdp": 1, "tensor": 1} | sizes))
     with jax.set_mesh(mesh):
@@ -89,7 +89,7 @@ def test_bfloat16_log_probs_of_the_golden_rows_stay_near_float32(golden):
     """Compute type alone, on weights that are exact in bfloat16. Measured: mean 0.015, largest 0.056 nat a token."""
     params = tiny_muffin()
     found = {
-        dtype: np.asarray(jax.jit(partial(vlm.log_probs, vlm.Muffin(TINY_MUFFIN, dtype)))(params, **golden))
+        dtype: np.asarray(jax.jit(partial(vlm.log_probs, vlm.Vlm(TINY_MUFFIN, dtype)))(params, **golden))
         for dtype in (jnp.bfloat16, jnp.float32)
     }
     targets = golden["labels"] >= 0
@@ -105,7 +105,7 @@ def test_a_row_with_another_number_of_image_tokens_is_refused_by_name(tiny_confi
     tokens[0, 1:5] = tokens[2, 1:4] = tiny_config.image_token  # 4 as the tower yields, none, 3
     image = np.zeros((3, 32, 32, 3), np.uint8)
     with pytest.raises(UserError, match=r"Row 2 has 3 image tokens \(id 97\), but the vision tower yields 4"):
-        vlm.Muffin(tiny_config).apply({"params": tiny_params}, tokens, image)
+        vlm.Vlm(tiny_config).apply({"params": tiny_params}, tokens, image)
     vlm.check_image_tokens(tokens[:2], tiny_config)
     tokens[1, 10:] = tiny_config.image_token  # in the padding, where nothing is read
     vlm.check_image_tokens(tokens[:2], tiny_config, np.array([12, 10]))
@@ -116,6 +116,6 @@ def test_a_row_with_another_number_of_image_tokens_is_refused_by_name(tiny_confi
 def test_rows_that_cannot_be_shared_out_over_images_are_refused(tiny_config, tiny_params):
     """In a traced program too: shapes are known there."""
     tokens, image = jnp.zeros((3, 12), jnp.int32), jnp.zeros((2, 32, 32, 3), jnp.uint8)
-    apply = jax.jit(lambda t, i: vlm.Muffin(tiny_config).apply({"params": tiny_params}, t, i)[0])
+    apply = jax.jit(lambda t, i: vlm.Vlm(tiny_config).apply({"params": tiny_params}, t, i)[0])
     with pytest.raises(UserError, match="3 rows of tokens cannot belong to 2 images"):
         apply(tokens, image)

@@ -13,6 +13,7 @@ from torch_weights import TINY_MUFFIN, llama_entries, muffin_entries, tiny_muffi
 from rlhfv_jax import trees
 from rlhfv_jax.models import beit3, llama, vlm
 from rlhfv_jax.models.beit3 import Beit3, Beit3Config
+from rlhfv_jax.models.muffin import MuffinConfig, muffin_13b
 from rlhfv_jax.ops.logprobs import token_log_probs
 
 TOLERANCE = 1e-4  # the fixtures' README: float32 noise of the reference itself is 1e-5
@@ -29,7 +30,7 @@ def golden():
 @pytest.fixture(scope="module")
 def muffin():
     """(params, jitted forward) of the reference's checkpoint; its padding rows hold garbage that must not matter."""
-    model = vlm.Muffin(TINY_MUFFIN)
+    model = vlm.Vlm(TINY_MUFFIN)
     params = jax.device_put(tiny_muffin(pad=50.0))
 
     @jax.jit
@@ -59,7 +60,7 @@ def close(found, expected, where=None) -> None:
 def test_the_reference_checkpoint_has_exactly_our_parameters_and_maps_back(muffin):
     import torch
 
-    model = vlm.Muffin(TINY_MUFFIN)
+    model = vlm.Vlm(TINY_MUFFIN)
     expected = jax.eval_shape(lambda key: vlm.init(model, key), jax.random.key(0))
     assert trees.diff(expected, muffin[0]) == []
     state = torch.load(shared("fixtures/tiny-muffin/pytorch_model.bin"), weights_only=True)
@@ -210,7 +211,7 @@ def test_llama_is_transformers_llama(kv_heads):
 # --- invariances on the small random model --------------------------------------------------------------------------
 
 
-def rows(config: vlm.MuffinConfig, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+def rows(config: MuffinConfig, batch: int, length: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Random right-padded rows of different lengths, each with its Q image tokens near the start."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 97, (batch, length)).astype(np.int32)
@@ -227,7 +228,7 @@ def rows(config: vlm.MuffinConfig, batch: int, length: int, seed: int = 0) -> di
 @pytest.fixture(scope="module")
 def apply(tiny_config, tiny_params):
     """Jitted (tokens, image, lengths) -> hidden states of the small model."""
-    model = vlm.Muffin(tiny_config)
+    model = vlm.Vlm(tiny_config)
     return jax.jit(lambda tokens, image, lengths: model.apply({"params": tiny_params}, tokens, image, None, lengths)[0])
 
 
@@ -275,9 +276,9 @@ def test_both_rows_of_a_pair_read_the_pairs_image(tiny_config, apply):
 def test_uint8_images_are_the_floats_of_totensor_and_normalize():
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     expected = (image.astype(np.float64) / 255 - 0.5) / 0.5
-    np.testing.assert_allclose(vlm.normalize(jnp.asarray(image)), expected, atol=1e-6)
+    np.testing.assert_allclose(vlm.normalize(jnp.asarray(image), TINY_MUFFIN), expected, atol=1e-6)
     floats = jnp.asarray(expected, jnp.float32)
-    assert vlm.normalize(floats) is floats
+    assert vlm.normalize(floats, TINY_MUFFIN) is floats
 
 
 def test_splice_fills_slots_in_order_and_leaves_rows_without_slots_untouched():
@@ -305,7 +306,7 @@ def test_decoding_with_the_cache_is_the_full_forward_pass(tiny_config, tiny_para
     for i, n in enumerate(lengths):
         left[i, prompt - n :] = batch["tokens"][i, :n]
     start = (prompt - lengths).astype(np.int32)[:, None]
-    model = vlm.Muffin(tiny_config)
+    model = vlm.Vlm(tiny_config)
 
     @partial(jax.jit, static_argnames="has_image")
     def extend(tokens, image, cache, has_image):
@@ -340,7 +341,7 @@ def log_prob_gradients(tiny_config, tiny_params):
 
     def run(remat: str):
         def total(params):
-            logps = vlm.log_probs(vlm.Muffin(tiny_config, remat=remat), params, **batch)
+            logps = vlm.log_probs(vlm.Vlm(tiny_config, remat=remat), params, **batch)
             return logps.sum(), logps
 
         (_, logps), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(tiny_params)
@@ -362,7 +363,7 @@ def test_rematerialisation_changes_neither_outputs_nor_gradients(log_prob_gradie
 def test_unknown_rematerialisation_is_refused(tiny_config, tiny_params):
     batch = rows(tiny_config, 1, 16)
     with pytest.raises(ValueError, match="remat='nmaed' is not known"):
-        vlm.log_probs(vlm.Muffin(tiny_config, remat="nmaed"), tiny_params, **batch)
+        vlm.log_probs(vlm.Vlm(tiny_config, remat="nmaed"), tiny_params, **batch)
 
 
 def test_every_parameter_that_is_read_gets_a_gradient(log_prob_gradients, tiny_config):
@@ -391,7 +392,7 @@ def test_padding_entries_of_the_vocabulary_never_matter(tiny_config, tiny_params
     head = llm["head"]["kernel"].at[:, vocab:].set(100.0)
     table = llm["embed"]["embedding"].at[vocab:].set(jnp.nan)
     garbage = tiny_params | {"llm": llm | {"head": {"kernel": head}, "embed": {"embedding": table}}}
-    log_probs = jax.jit(partial(vlm.log_probs, vlm.Muffin(tiny_config)))
+    log_probs = jax.jit(partial(vlm.log_probs, vlm.Vlm(tiny_config)))
     np.testing.assert_array_equal(log_probs(garbage, **batch), log_probs(tiny_params, **batch))
     _, gradient = log_prob_gradients["none"]
     assert not np.any(gradient["llm"]["head"]["kernel"][:, vocab:])
@@ -400,7 +401,7 @@ def test_padding_entries_of_the_vocabulary_never_matter(tiny_config, tiny_params
 
 def test_13b_has_the_released_models_parameters():
     """13,628,976,128 in the released files, and 124 rows of padding in the embedding and the head."""
-    model = vlm.Muffin(vlm.muffin_13b())
+    model = vlm.Vlm(muffin_13b())
     params = jax.eval_shape(lambda key: vlm.init(model, key), jax.random.key(0))
     assert trees.count(params) == 13_628_976_128 + 124 * 5120 * 2
     assert trees.count(params["tower"]) == 607_757_312 + 64 * 1024  # the queries are not the tower's in the files
@@ -408,8 +409,8 @@ def test_13b_has_the_released_models_parameters():
 
 def test_13b_has_the_released_models_shapes():
     """Every key and shape of the released checkpoint, from ours."""
-    config = vlm.muffin_13b()
-    model = vlm.Muffin(config)
+    config = muffin_13b()
+    model = vlm.Vlm(config)
     shapes = {p: x.shape for p, x in trees.paths(jax.eval_shape(lambda k: vlm.init(model, k), jax.random.key(0)))}
     lines = shared("fixtures/muffin13b_keys.txt").read_text().splitlines()
     released = dict(line.split("\t")[:2] for line in lines if line and not line.startswith("#"))
@@ -432,7 +433,7 @@ def test_bfloat16_log_probs_stay_near_float32(tiny_config, tiny_params):
     """Compute type alone: 8 bits of mantissa (2^-9 relative a rounding) through two small layers."""
     batch = rows(tiny_config, 8, 24)
     found = {
-        dtype: np.asarray(jax.jit(partial(vlm.log_probs, vlm.Muffin(tiny_config, dtype)))(tiny_params, **batch))
+        dtype: np.asarray(jax.jit(partial(vlm.log_probs, vlm.Vlm(tiny_config, dtype)))(tiny_params, **batch))
         for dtype in (jnp.bfloat16, jnp.float32)
     }
     assert found[jnp.bfloat16].dtype == np.float32

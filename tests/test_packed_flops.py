@@ -8,14 +8,14 @@ import pytest
 
 from rlhfv_jax import losses, steps
 from rlhfv_jax.data import packing
-from rlhfv_jax.models import vlm
+from rlhfv_jax.models import muffin, vlm
 from rlhfv_jax.models.beit3 import Beit3
 from rlhfv_jax.planning.estimate import dot_flops
 from rlhfv_jax.structs import IGNORE, PairBatch
 
 # The paper's pairs: 64.4 words and 2.65 corrected segments an answer, so the first edit is expected after 1/3.65 of it.
 B, PROMPT, ANSWER, FIRST_EDIT = 8, 132, 94, 26
-MODEL = vlm.Muffin(vlm.muffin_13b())
+MODEL = vlm.Vlm(muffin.muffin_13b())
 
 
 def typical_pairs() -> PairBatch:

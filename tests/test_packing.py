@@ -80,7 +80,7 @@ def packed(batch: PairBatch, groups: int = 1):
 
 @pytest.fixture(scope="module")
 def gradient(tiny_config):
-    loss = steps.preference_loss(vlm.Muffin(tiny_config), PREFERENCE)
+    loss = steps.preference_loss(vlm.Vlm(tiny_config), PREFERENCE)
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
@@ -111,7 +111,7 @@ def test_packed_pairs_have_the_loss_and_the_gradients_of_rows_on_many_more(gradi
 @pytest.fixture(scope="module")
 def on_eight(tiny_config, tiny_params):
     mesh = sharding.make_mesh(fsdp=8)
-    loss = steps.preference_loss(vlm.Muffin(tiny_config), PREFERENCE)
+    loss = steps.preference_loss(vlm.Vlm(tiny_config), PREFERENCE)
     with jax.set_mesh(mesh):
         where = sharding.shardings(tiny_params, mesh)
         params = jax.device_put(tiny_params, where)

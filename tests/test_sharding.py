@@ -8,11 +8,11 @@ from jax.sharding import PartitionSpec as P
 
 from rlhfv_jax import optim, sharding, steps, trees
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.models import vlm
+from rlhfv_jax.models import muffin, vlm
 
 
 def test_every_large_array_of_the_13b_state_is_cut_eight_ways_and_no_layer_axis_is():
-    model, mesh = vlm.Muffin(vlm.muffin_13b()), sharding.make_mesh(fsdp=8)
+    model, mesh = vlm.Vlm(muffin.muffin_13b()), sharding.make_mesh(fsdp=8)
     params = jax.eval_shape(lambda key: vlm.init(model, key), jax.random.key(0))
     schedule = optim.schedule(1e-6, 10, 0.0)
     updater = steps.Updater(optim.adamw(schedule), schedule, optim.trainable_mask(params, "full"))

@@ -38,7 +38,7 @@ def pairs(seed=0, length=T) -> PairBatch:
 
 
 def setup(config, params, mesh, trainable="full", lr=1e-3, loss=None):
-    model = vlm.Muffin(config)
+    model = vlm.Vlm(config)
     schedule = optim.schedule(lr, 20, 0.0)
     updater = steps.Updater(optim.adamw(schedule), schedule, optim.trainable_mask(params, trainable))
     placed = jax.device_put(jax.tree.map(jnp.array, params), sharding.shardings(params, mesh))
@@ -64,7 +64,7 @@ def program(tiny_config, tiny_params):
     mesh = sharding.make_mesh(fsdp=1)
     chex.clear_trace_counter()
     with jax.set_mesh(mesh):
-        loss = chex.assert_max_traces(steps.preference_loss(vlm.Muffin(tiny_config), PREFERENCE), n=1)
+        loss = chex.assert_max_traces(steps.preference_loss(vlm.Vlm(tiny_config), PREFERENCE), n=1)
         model, _, step = setup(tiny_config, tiny_params, mesh, loss=loss)
         yield mesh, model, lambda: setup(tiny_config, tiny_params, mesh)[1], step
 
@@ -112,7 +112,7 @@ def test_a_step_is_traced_once_a_shape(program):
 @pytest.fixture(scope="module")
 def gradient(tiny_config):
     """Jitted (params, batch) -> loss and the gradient of every parameter."""
-    loss = steps.preference_loss(vlm.Muffin(tiny_config), PREFERENCE)
+    loss = steps.preference_loss(vlm.Vlm(tiny_config), PREFERENCE)
     return jax.jit(jax.value_and_grad(lambda p, b: loss(p, b)[0]))
 
 
@@ -179,7 +179,7 @@ def test_supervised_fine_tuning_learns_an_answer(tiny_config, tiny_params):
     batch = SftBatch(p.image, p.tokens, p.labels, (p.labels != IGNORE).astype(np.float32), p.lengths, p.row, p.valid)
     mesh = sharding.make_mesh(fsdp=1)
     with jax.set_mesh(mesh):
-        model = vlm.Muffin(tiny_config)
+        model = vlm.Vlm(tiny_config)
         _, state, step = setup(tiny_config, tiny_params, mesh, lr=1e-2, loss=steps.sft_loss(model))
         values = []
         for _ in range(8):
@@ -221,7 +221,7 @@ def test_accumulated_parts_are_one_large_batch(request, task, axes, parts, model
     batch, mesh, loss = uneven(task), sharding.make_mesh(**axes), head_alone(task)
     params = {"llm": {"head": {"kernel": np.random.default_rng(0).normal(size=(8, 104)).astype(np.float32)}}}
     if model == "muffin":
-        muffin, params = vlm.Muffin(request.getfixturevalue("tiny_config")), request.getfixturevalue("tiny_params")
+        muffin, params = vlm.Vlm(request.getfixturevalue("tiny_config")), request.getfixturevalue("tiny_params")
         loss = steps.preference_loss(muffin, PREFERENCE) if task == "ddpo" else steps.sft_loss(muffin)
     frozen = jax.tree.map(lambda _: None, params)
     grads, metrics = jax.jit(lambda p, b: steps.gradient(loss, mesh)(p, frozen, b))(params, batch)

@@ -22,7 +22,7 @@ STEPS = 50
 
 def follow(config, params) -> dict[str, list[float]]:
     """Dense DPO on eight batches of random pairs, six times over; the reference is where it starts."""
-    model = vlm.Muffin(config)
+    model = vlm.Vlm(config)
     schedule = optim.schedule(1e-3, STEPS, 0.1)
     updater = steps.Updater(optim.adamw(schedule), schedule, optim.trainable_mask(params, "frozen_A"))
     mesh = sharding.make_mesh(fsdp=1)

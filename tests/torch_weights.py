@@ -14,7 +14,7 @@ from einops import rearrange
 
 from rlhfv_jax.models.beit3 import Beit3Config
 from rlhfv_jax.models.llama import LlamaConfig
-from rlhfv_jax.models.vlm import MuffinConfig
+from rlhfv_jax.models.muffin import MuffinConfig
 
 MATRIX = "o i -> i o"
 

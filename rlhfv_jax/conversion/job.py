@@ -4,7 +4,7 @@ import dataclasses
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,26 @@ import ml_dtypes
 import numpy as np
 
 from rlhfv_jax import adapters, checkpoint, settings
-from rlhfv_jax.conversion import parts, sizes, to_orbax, to_torch, tokenizer_files, torch_files, verify
+from rlhfv_jax.conversion import layouts, sizes, to_orbax, to_torch, tokenizer_files, torch_files, verify
+from rlhfv_jax.conversion.layout import Config, Hints
 from rlhfv_jax.conversion.llama2c import NORM_EPS, Llama2c, is_llama2c
-from rlhfv_jax.conversion.sizes import Hints, Plan
+from rlhfv_jax.conversion.sizes import Plan
 from rlhfv_jax.conversion.torch_files import Tensors
 from rlhfv_jax.data import tokenizer_record
 from rlhfv_jax.data.tokenizer import ADDED, Tokenizer
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.models import llama, vlm
+from rlhfv_jax.models import llama, llava, muffin, omnilmm
 from rlhfv_jax.models.llama import LlamaConfig
+from rlhfv_jax.models.vlm import VlmConfig
 from rlhfv_jax.streaming import StoredArrays
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
-NAMED: dict[str, Callable[[], vlm.MuffinConfig | LlamaConfig]] = {
-    "muffin_13b": vlm.muffin_13b,
+NAMED: dict[str, Callable[[], Config]] = {
+    "muffin_13b": muffin.muffin_13b,
+    "llava_7b": llava.llava_7b,
+    "llava15_7b": llava.llava15_7b,
+    "llava15_13b": llava.llava15_13b,
+    "omnilmm_12b": omnilmm.omnilmm_12b,
     "llama_7b": llama.llama_7b,
     "llama_13b": llama.llama_13b,
     "stories260k": llama.stories260k,
@@ -47,6 +53,7 @@ class Options:
     seed: int = 0
     image_size: int = 0
     model: str = ""
+    layout: str = ""
     heads: int = 0
     tower_heads: int = 0
     ignore: tuple[str, ...] = ()
@@ -66,7 +73,8 @@ def run_to_orbax(options: Options) -> dict[str, Any]:
         to_orbax.check_targets(plan)
         return _report(plan, dtype, started, options)
     _need_destination(options)
-    tokenizer = tokenizer_files.find(source, options.tokenizer, options.fast_ids)
+    kind = plan.config.tokenizer if isinstance(plan.config, VlmConfig) else "muffin"
+    tokenizer = tokenizer_files.find(source, options.tokenizer, options.fast_ids, kind, plan.layout.tokenizer_json)
     plan = _with_tokenizer(plan, tokenizer)
 
     def check(folder: Path) -> int | None:
@@ -82,7 +90,7 @@ def run_to_torch(options: Options) -> dict[str, Any]:
     """Orbax → PyTorch; the report says what was written."""
     started = time.perf_counter()
     record = checkpoint.read_meta(options.src)
-    plan = plan_of(record)
+    plan = sizes.plan_of(settings.model_of(record), options.layout)
     stored = adapters.open_arrays(options.src)
     wanted = {entry.path: entry.our_shape(plan.sizes) for entry in plan.entries}
     found = {path: stored[path].shape for path in stored}
@@ -102,7 +110,7 @@ def run_to_torch(options: Options) -> dict[str, Any]:
         if not options.verify:
             return None
         written = torch_files.open_tensors(folder)
-        if problems := sizes.check(sizes.set_aside(written.shapes)[0], plan.entries, plan.sizes):
+        if problems := sizes.check(sizes.set_aside(written.shapes, plan.layout)[0], plan.entries, plan.sizes):
             raise UserError(f"Verification failed: {problems[0]}.")
         return verify.to_torch_side(stored, written, plan, Path(options.dst))
 
@@ -113,19 +121,12 @@ def run_to_torch(options: Options) -> dict[str, Any]:
 
 def meta(plan: Plan, tokenizer: Tokenizer) -> dict[str, Any]:
     """The checkpoint's JSON record; a LLaMA alone has only `llm` in its model."""
-    alone = isinstance(plan.config, LlamaConfig)
-    model = {"llm": dataclasses.asdict(plan.config)} if alone else dataclasses.asdict(plan.config)
-    return {"model": model, "template": "muffin", **tokenizer_record.to_record(tokenizer)}
-
-
-def plan_of(record: Mapping[str, Any]) -> Plan:
-    """The table and sizes of a checkpoint's own record."""
-    model = record["model"]
-    alone = set(model) == {"llm"}
-    config = settings.build(LlamaConfig, model["llm"]) if alone else settings.build(vlm.MuffinConfig, model)
-    if not alone and config.tower.stem != "linear":
-        raise UserError("The vision tower has a convolutional stem, which PyTorch's Muffin does not have.")
-    return Plan(sizes.LLAMA if alone else sizes.MUFFIN, sizes.sizes_of(config), config, [])
+    model, template = dataclasses.asdict(plan.config), "muffin"
+    if isinstance(plan.config, VlmConfig):
+        template = plan.config.template
+    else:
+        model = {"llm": model}
+    return {"model": model, "template": template, **tokenizer_record.to_record(tokenizer)}
 
 
 def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
@@ -134,24 +135,34 @@ def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
     if options.model:
         if options.model not in NAMED:
             raise UserError(f"--model={options.model} is not known; choose one of {', '.join(NAMED)}.")
-        given = sizes.sizes_of(NAMED[options.model]()) | given
+        given = sizes.plan_of(NAMED[options.model]()).sizes | given
     if is_llama2c(source):
         small = Llama2c(source)
         return small, Hints(small.sizes | given, norm_eps=NORM_EPS)
     tensors = torch_files.open_tensors(source)
-    beside = (source if source.is_dir() else source.parent) / "config.json"
-    config = torch_files.read_json(beside) if beside.is_file() and source.suffix != ".txt" else {}
+    config = _config_beside(source)
     if options.image_size:
         config.pop("mm_vision_tower", None)  # its name states the old size
-    hints = sizes.hints_from_config(config, given)
+    layout = layouts.recognize(tensors.shapes)
+    tensors = layout.spelled(tensors)
+    changed: dict[str, int] = {}
     if options.tower:
         tower = torch_files.open_tensors(Path(options.tower))
-        tensors = parts.build_muffin(tensors, tower, options.queries, options.seed)
-        known = {k: v + parts.ADDED if k == "vocab" else v for k, v in hints.sizes.items()}
-        hints = dataclasses.replace(hints, sizes=known)
+        layout = layouts.of_tower(tower.shapes, layout)
+        tensors, changed = layout.with_tower(tensors, tower, options.queries, options.seed)
+    layout.check(tensors)
+    hints = sizes.hints_from_config(config, given, layout)
+    known = {size: length + changed.get(size, 0) for size, length in hints.sizes.items()}
     if options.image_size:
-        tensors = parts.resize_images(tensors, options.image_size)
-    return tensors, hints
+        tensors, resized = layout.resized(tensors, options.image_size)
+        known |= resized
+    return tensors, dataclasses.replace(hints, sizes=known)
+
+
+def _config_beside(source: Path) -> dict[str, Any]:
+    """config.json of a directory or of the one that a file of weights is in; nothing where there is none."""
+    beside = (source if source.is_dir() else source.parent) / "config.json"
+    return torch_files.read_json(beside) if beside.is_file() and source.suffix != ".txt" else {}
 
 
 def _with_tokenizer(plan: Plan, tokenizer: Tokenizer) -> Plan:
@@ -162,22 +173,24 @@ def _with_tokenizer(plan: Plan, tokenizer: Tokenizer) -> Plan:
                 f"The tokenizer has {tokenizer.vocab_size - len(ADDED)} tokens, the model {plan.config.vocab_size}."
             )
         return plan
-    if tokenizer.vocab_size != plan.config.llm.vocab_size:
-        raise UserError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, added ones included, but the model "
-            f"{plan.config.llm.vocab_size}."
-        )
+    rows = plan.config.llm.vocab_size
+    tokens = tokenizer.vocab_size - (tokenizer.pad_id == rows)  # padding needs no row: it is never attended
+    if plan.config.embeds_image_tokens and tokens != rows:
+        raise UserError(f"The tokenizer has {tokenizer.vocab_size} tokens, added ones included, but the model {rows}.")
+    if tokenizer.vocab_size - len(ADDED) > rows:
+        raise UserError(f"The tokenizer has {tokenizer.vocab_size - len(ADDED)} tokens, but the model {rows}.")
     return plan._replace(config=dataclasses.replace(plan.config, image_token=tokenizer.image_token))
 
 
 def _files(plan: Plan, tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, bytes]:
-    config = to_torch.hf_config(plan, dtype)
+    config = plan.layout.hf_config(plan.config, dtype)
     generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"], "pad_token_id": 0}
     if not isinstance(plan.config, LlamaConfig):
         generation = {"_from_model_config": True} | generation
     texts = {"config.json": config, "generation_config.json": generation}
     encoded = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in texts.items()}
-    return encoded | tokenizer_files.files(tokenizer, added=not isinstance(plan.config, LlamaConfig))
+    added = isinstance(plan.config, VlmConfig) and plan.config.embeds_image_tokens
+    return encoded | tokenizer_files.files(tokenizer, added)
 
 
 def _report(
@@ -187,7 +200,7 @@ def _report(
     names = {name for entry in plan.entries for name in entry.names(plan.sizes)}
     shapes = [entry.torch_shape(plan.sizes) for entry in plan.entries for _ in entry.names(plan.sizes)]
     return {
-        "model": "llama" if isinstance(plan.config, LlamaConfig) else "muffin",
+        "model": plan.layout.name,
         "dry_run": options.dry_run,
         "tensors": len(names),
         "ignored": sorted(plan.ignored),

@@ -1,7 +1,8 @@
 """The one table that says which PyTorch tensor is which parameter of ours; both directions and the dry run read it.
 
 An entry holds the tensor's name (`{layers}` counts a stack), the parameter's path, and the axes of both as one einops
-pattern; read backwards it is the inverse. Axis names are sizes of the model, so an entry also states both shapes.
+pattern; read backwards it is the inverse. Axis names are sizes of the model, so an entry also states both shapes. Of a
+stack whose last layer is a parameter of its own, `{layers-1}` counts the others, and `{=layers-1}` is its number.
 """
 
 import re
@@ -15,6 +16,7 @@ from einops import rearrange
 from rlhfv_jax.models.llama import padded
 
 Sizes = Mapping[str, int]
+COUNTER = re.compile(r"\{(?P<own>=?)(?P<size>\w+)(?P<less>-1)?\}")
 
 
 class Entry(NamedTuple):
@@ -27,14 +29,28 @@ class Entry(NamedTuple):
     @property
     def stack(self) -> str | None:
         """The size that counts the layers of a stacked parameter, None for one tensor."""
-        found = re.search(r"\{(\w+)\}", self.name)
-        return found.group(1) if found else None
+        found = COUNTER.search(self.name)
+        return found["size"] if found and not found["own"] else None
+
+    def depth(self, sizes: Sizes) -> int:
+        """The layers of a stack."""
+        found = COUNTER.search(self.name)
+        assert found is not None, self.name
+        return sizes[found["size"]] - bool(found["less"])
 
     def names(self, sizes: Sizes) -> list[str]:
         """The tensors of this parameter, in the order of its leading axis."""
-        if self.stack is None:
+        if COUNTER.search(self.name) is None:
             return [self.name]
-        return [self.name.format(**{self.stack: index}) for index in range(sizes[self.stack])]
+        depth = self.depth(sizes)
+        indices = range(depth) if self.stack else [depth]
+        return [COUNTER.sub(str(index), self.name) for index in indices]
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Of the tensors' names, the layer's number as its group."""
+        before, *rest = COUNTER.split(self.name)
+        return re.compile(f"{re.escape(before)}(\\d+){re.escape(rest[-1])}" if rest else re.escape(before))
 
     def torch_shape(self, sizes: Sizes) -> tuple[int, ...]:
         return tuple(_product(axis, sizes) for axis in axes(self.axes)[0])
@@ -42,7 +58,7 @@ class Entry(NamedTuple):
     def our_shape(self, sizes: Sizes) -> tuple[int, ...]:
         """The parameter's shape, stack axis first, vocabulary padded."""
         shape = tuple(padded(sizes["vocab"]) if a == ("vocab",) else _product(a, sizes) for a in axes(self.axes)[1])
-        return shape if self.stack is None else (sizes[self.stack], *shape)
+        return shape if self.stack is None else (self.depth(sizes), *shape)
 
     def to_ours(self, tensor: np.ndarray, sizes: Sizes) -> np.ndarray:
         """One PyTorch tensor as one layer of the parameter; rows that pad the vocabulary are zeros."""
@@ -102,57 +118,4 @@ def _llama() -> Iterator[Entry]:
     yield Entry(f"{layer}.mlp.down_proj.weight", f"{ours}/mlp/down/kernel", "width ffn -> ffn width")
 
 
-def _tower() -> Iterator[Entry]:
-    """torchscale's BEiT-3, as Muffin holds it."""
-    root, kept = "model.vision_tower.beit3", "tower_width -> tower_width"
-    yield Entry(f"{root}.vision_embed.cls_token", "tower/class_token", "1 1 tower_width -> tower_width")
-    window = "tower_width color patch_y patch_x -> (patch_y patch_x color) tower_width"
-    yield Entry(f"{root}.vision_embed.proj.weight", "tower/patch/kernel", window)
-    yield Entry(f"{root}.vision_embed.proj.bias", "tower/patch/bias", kept)
-    layer, ours = f"{root}.encoder.layers.{{tower_layers}}", "tower/layers"
-    heads = "(tower_heads tower_head)"
-    for branch, rows in (("A", "image_positions"), ("B", "query_positions")):
-        positions = f"{rows} tower_width -> {rows} tower_width"
-        yield Entry(f"{root}.encoder.embed_positions.{branch}.weight", f"tower/positions/{branch}", positions)
-        norms = (
-            (f"{root}.encoder.layer_norm.{branch}", f"tower/final_norm/{branch}", "tower_width"),
-            (f"{layer}.self_attn_layer_norm.{branch}", f"{ours}/attention_norm/{branch}", "tower_width"),
-            (f"{layer}.self_attn.inner_attn_ln.{branch}", f"{ours}/attention/inner_norm/{branch}", "tower_width"),
-            (f"{layer}.final_layer_norm.{branch}", f"{ours}/mlp_norm/{branch}", "tower_width"),
-            (f"{layer}.ffn.{branch}.ffn_layernorm", f"{ours}/mlp/inner_norm/{branch}", "tower_ffn"),
-        )
-        for name, path, size in norms:
-            yield Entry(f"{name}.weight", f"{path}/scale", f"{size} -> {size}")
-            yield Entry(f"{name}.bias", f"{path}/bias", f"{size} -> {size}")
-        for part in "qkv":
-            name, path = f"{layer}.self_attn.{part}_proj.{branch}", f"{ours}/attention/{part}/{branch}"
-            yield Entry(
-                f"{name}.weight", f"{path}/kernel", f"{heads} tower_width -> tower_width tower_heads tower_head"
-            )
-            yield Entry(f"{name}.bias", f"{path}/bias", f"{heads} -> tower_heads tower_head")
-        name, path = f"{layer}.self_attn.out_proj.{branch}", f"{ours}/attention/o/{branch}"
-        yield Entry(f"{name}.weight", f"{path}/kernel", f"tower_width {heads} -> tower_heads tower_head tower_width")
-        yield Entry(f"{name}.bias", f"{path}/bias", kept)
-        for part, path, inputs, outputs in (("fc1", "up", "width", "ffn"), ("fc2", "down", "ffn", "width")):
-            name, path = f"{layer}.ffn.{branch}.{part}", f"{ours}/mlp/{path}/{branch}"
-            matrix = f"tower_{outputs} tower_{inputs} -> tower_{inputs} tower_{outputs}"
-            yield Entry(f"{name}.weight", f"{path}/kernel", matrix)
-            yield Entry(f"{name}.bias", f"{path}/bias", f"tower_{outputs} -> tower_{outputs}")
-
-
 LLAMA = tuple(_llama())
-TOWER = tuple(_tower())
-MUFFIN = (
-    Entry("model.query", "tower/query", "queries tower_width -> queries tower_width"),
-    *TOWER,
-    Entry("model.mm_projector.weight", "projector/kernel", "width tower_width -> tower_width width"),
-    Entry("model.mm_projector.bias", "projector/bias", "width -> width"),
-    *LLAMA,
-)
-
-# Tensors of a checkpoint that carry nothing: a rotary table that the config implies, and what Muffin never reads.
-IGNORED = (
-    r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
-    r"model\.vision_tower\.beit3\.text_embed\.weight",
-    r"model\.vision_tower\.beit3\.vision_embed\.mask_token",
-)

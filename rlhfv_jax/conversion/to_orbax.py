@@ -12,18 +12,8 @@ from rlhfv_jax import streaming, trees
 from rlhfv_jax.conversion.sizes import Plan
 from rlhfv_jax.conversion.table import Entry
 from rlhfv_jax.conversion.torch_files import Tensors
-from rlhfv_jax.models import llama, vlm
-from rlhfv_jax.models.llama import LlamaConfig
+from rlhfv_jax.models import vlm
 from rlhfv_jax.streaming import Block, StreamedArray
-
-
-def abstract_params(config: vlm.MuffinConfig | LlamaConfig) -> Any:
-    """Shapes and dtypes of the model's parameters; a LLaMA alone stands under `llm`, as in Muffin."""
-    key = jax.random.key(0)
-    if isinstance(config, LlamaConfig):
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        return {"llm": jax.eval_shape(lambda key: llama.Llama(config).init(key, tokens)["params"], key)}
-    return jax.eval_shape(lambda key: vlm.init(vlm.Muffin(config), key), key)
 
 
 def check_targets(plan: Plan) -> None:
@@ -31,7 +21,7 @@ def check_targets(plan: Plan) -> None:
     paths = [entry.path for entry in plan.entries]
     assert len(paths) == len(set(paths)), "a parameter is set twice"
     ours = {entry.path: jax.ShapeDtypeStruct(entry.our_shape(plan.sizes), jnp.float32) for entry in plan.entries}
-    lines = trees.diff(abstract_params(plan.config), trees.nest(ours))
+    lines = trees.diff(vlm.abstract_params(plan.config), trees.nest(ours))
     assert not lines, lines
 
 

@@ -9,18 +9,19 @@ from rlhfv_jax.data.tokenizer import ADDED, CONTROL, MuffinTokenizer, Tokenizer
 from rlhfv_jax.errors import UserError
 
 
-def find(source: Path, given: str, fast_ids: bool) -> Tokenizer:
+def find(source: Path, given: str, fast_ids: bool, kind: str = "muffin", json_first: bool = False) -> Tokenizer:
     """The tokenizer `given` (a sentencepiece .model file, or a directory), else the one beside the weights.
 
-    Raises UserError where there is none, or `fast_ids` asks a tokenizer that has no such choice.
+    `kind`: how the model's family reads a sentencepiece model; `fast_ids` asks for another way. `json_first`: a
+    tokenizer.json goes before it. Raises UserError where there is none, or `fast_ids` asks one that has no such choice.
     """
     folder = source if source.is_dir() else source.parent
-    path = Path(given) if given else folder / "tokenizer.model"
+    path = Path(given) if given else folder
     if path.is_file() or (given and not path.is_dir()):
-        return MuffinTokenizer(MuffinTokenizer.from_file(path).model_bytes, fast_ids)
+        return MuffinTokenizer(MuffinTokenizer.from_file(path).model_bytes, fast_ids, kind)
     folder = path if given else folder
-    if (folder / "tokenizer.model").is_file():
-        return find(source, str(folder / "tokenizer.model"), fast_ids)
+    if (folder / "tokenizer.model").is_file() and not (json_first and (folder / "tokenizer.json").is_file()):
+        return find(source, str(folder / "tokenizer.model"), fast_ids, kind, json_first)
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"There is no tokenizer in {folder}: give one as --tokenizer=FILE.model (or a directory).")
     if fast_ids:

@@ -1,5 +1,7 @@
 """From questions and answers to one row of tokens with its targets. One template object serves every program."""
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +45,7 @@ class Template:
         It is a training row up to the space before the answer.
         """
         text, borders = self.training_text([*history, (question, "")], queries)
-        end = self.between.rstrip() if self.opening is None else self.opening  # answers begin with the space
+        end = self.between.rstrip(" ") if self.opening is None else self.opening  # answers begin with the space
         return text[: borders[-1][1] - len(self.between)] + end
 
     def training_text(self, turns: Sequence[Turn], queries: int) -> tuple[str, list[tuple[int, int, int, int]]]:
@@ -109,7 +111,7 @@ VICUNA_V1_1 = Template(
     end_of_turn="</s>",
     again="USER: ",
 )
-# LLaVA 1.0 and 1.5: no borders, and its tokenizer keeps the white space around the image.
+# LLaVA 1.5: no borders, and its tokenizer keeps the white space around the image.
 LLAVA_V1 = Template(
     name="llava_v1",
     before=_system("human") + " USER: ",
@@ -118,12 +120,36 @@ LLAVA_V1 = Template(
     again="USER: ",
     image_borders=("", ""),
 )
+# LLaVA 1.0 is trained in the form that Muffin took over.
+LLAVA_V0 = dataclasses.replace(MUFFIN, name="llava_v0")
 # For closed vocabularies of white-space words, as in the miniature: no system prompt, every mark a word of its own.
 WORDS = Template(name="words", before="", between=" : ", end_of_turn=" ###", again=" ")
 
 TEMPLATES = {
-    template.name: template for template in (MUFFIN, MUFFIN_RELEASE, MUFFIN_RELEASE_CHAT, VICUNA_V1_1, LLAVA_V1, WORDS)
+    template.name: template
+    for template in (MUFFIN, MUFFIN_RELEASE, MUFFIN_RELEASE_CHAT, VICUNA_V1_1, LLAVA_V0, LLAVA_V1, WORDS)
 }
+_WORDS = re.compile(r"(.*?)\{question\}(.+?)\{answer\}(.+?)(?:\{again\}(.*))?", re.DOTALL)
+
+
+def find_template(text: str) -> Template:
+    """The template of a name, or one written out; raises UserError where it is neither.
+
+    Written out it is what stands in front of the first {question}, between it and its {answer}, and behind that the end
+    of turn; after an {again} follows what stands in front of every later question.
+
+    >>> find_template("<|user|>\n{question}</s>\n<|assistant|>\n{answer}</s>{again}\n<|user|>\n").end_of_turn
+    '</s>'
+    """
+    if text in TEMPLATES:
+        return TEMPLATES[text]
+    if (found := _WORDS.fullmatch(text)) is None:
+        raise UserError(
+            f"The template {text!r} is not known; choose one of {', '.join(TEMPLATES)}, or write one out as "
+            "'USER: {question} ASSISTANT: {answer}</s>{again}USER: '."
+        )
+    before, between, end_of_turn, again = found.groups()
+    return Template(text, before, between, end_of_turn, before if again is None else again)
 
 
 @dataclass(frozen=True)
@@ -179,7 +205,7 @@ def encode_turns(
     for _, start, stop, end in borders:
         # The space before an answer is the answer's, joined to its first word or a token of its own: a prompt ends
         # before it. Nothing is taken from the answer by its end of turn.
-        prompted = start - len(template.between) + len(template.between.rstrip())
+        prompted = start - len(template.between) + len(template.between.rstrip(" "))
         first = next(i for i, (_, b) in enumerate(spans) if b > prompted)
         last = next((i for i, (a, _) in enumerate(spans) if a >= stop), len(ids))
         target = next((i for i, (a, _) in enumerate(spans) if a >= end), len(ids))

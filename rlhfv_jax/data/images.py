@@ -4,6 +4,7 @@ augmentations that the paper warns of, for its ablation."""
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
@@ -43,6 +44,46 @@ def resize(picture: Image.Image, size: int) -> np.ndarray:
 def decode(data: bytes, size: int) -> np.ndarray:
     """Encoded bytes -> uint8[size, size, 3]; no crop and no flip (paper, section 3.2). Errors as `open_image`."""
     return resize(open_image(data), size)
+
+
+def padded(picture: Image.Image, size: int, color: tuple[int, int, int]) -> Image.Image:
+    """The picture in the middle of a square of `color`, of its longer side; as LLaVA-1.5's evaluation and chat."""
+    del size
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
+
+
+def centered(picture: Image.Image, size: int) -> Image.Image:
+    """The central square of the picture resized bicubically to a shorter side of `size`, as CLIP's processor.
+
+    LLaVA's released training and its reference log-probs see this, and nothing else of the picture.
+    """
+    short, long = sorted(picture.size)
+    other = int(size * long / short)
+    scaled = picture.resize(
+        (size, other) if picture.width <= picture.height else (other, size), Image.Resampling.BICUBIC
+    )
+    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
+    return scaled.crop((left, top, left + size, top + size))
+
+
+Fit = Callable[[Image.Image, int], Image.Image]  # (picture, size) -> what `resize` makes a square of that size from
+FITS = ("squash", "pad", "crop")
+
+
+def squashed(picture: Image.Image, size: int) -> Image.Image:
+    """The picture itself: `resize` does not keep its aspect ratio."""
+    del size
+    return picture
+
+
+def fit(name: str, mean: tuple[float, float, float]) -> Fit:
+    """How pictures become squares; what is padded has the color of the model's `mean`, which it sees as zeros."""
+    red, green, blue = (int(255 * value) for value in mean)
+    fits: dict[str, Fit] = {"squash": squashed, "pad": partial(padded, color=(red, green, blue)), "crop": centered}
+    return fits[name]
 
 
 def crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

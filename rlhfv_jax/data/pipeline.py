@@ -15,7 +15,7 @@ from PIL import Image
 
 from rlhfv_jax.data import images, packing
 from rlhfv_jax.data.buckets import Plan
-from rlhfv_jax.data.encoding import EncodedExample, EncodedPair
+from rlhfv_jax.data.encoding import EncodedPair
 from rlhfv_jax.data.features import FeatureFile
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import IGNORE, PackedBatch, PairBatch, SftBatch
@@ -46,9 +46,17 @@ class _RowSource:
 
     features: FeatureFile | None = None  # what a frozen tower says of the images, in place of their pixels
 
-    def __init__(self, rows: Sequence[Any], image_size: int, pad_id: int, length: int, flip_any: bool = False):
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        image_size: int,
+        pad_id: int,
+        length: int,
+        flip_any: bool = False,
+        fit: images.Fit = images.squashed,
+    ):
         self._rows, self._image_size, self._pad_id, self._length = rows, image_size, pad_id, length
-        self._flip_any = flip_any
+        self._flip_any, self._fit = flip_any, fit
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -77,11 +85,11 @@ class _RowSource:
         if self.features is not None:
             image = self.features[record.image]
         elif augment is None or rng is None:
-            image = pixels(record, self._image_size)
+            image = pixels(record, self._image_size, self._fit)
         else:
             # A mirror image makes a text with left and right false, so such rows are not flipped unless forced.
             may_flip = self._flip_any or not images.speaks_of_sides(*record.texts)
-            image = augment(_picture(record), self._image_size, rng, may_flip)
+            image = augment(self._fit(_picture(record), self._image_size), self._image_size, rng, may_flip)
         return self._padded(row, image, length or self._length)
 
     def _padded(self, row: int, image: np.ndarray, length: int) -> Any:
@@ -92,7 +100,7 @@ class PairSource(_RowSource):
     """Preference pairs; `source[row]` is a PairBatch without its leading axis.
 
     `ref_logps` is float32[pairs, 2, T-1], or None where they are not known yet (zeros then); T is the longest static
-    length. `flip_any` lets an augmentation mirror images whose texts say left or right.
+    length. `fit` makes pictures squares. `flip_any` lets an augmentation mirror images whose texts say left or right.
     """
 
     def __init__(
@@ -103,8 +111,9 @@ class PairSource(_RowSource):
         length: int,
         ref_logps: Any = None,
         flip_any: bool = False,
+        fit: images.Fit = images.squashed,
     ):
-        super().__init__(pairs, image_size, pad_id, length, flip_any)
+        super().__init__(pairs, image_size, pad_id, length, flip_any, fit)
         self._ref_logps = ref_logps
 
     def of_rows(self, batch: Any, logps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,9 +195,6 @@ class PackedSource(PairSource):
 class ExampleSource(_RowSource):
     """Supervised examples; `source[row]` is an SftBatch, with one row an image, without its leading axis."""
 
-    def __init__(self, examples: Sequence[EncodedExample], image_size: int, pad_id: int, length: int, flip_any=False):
-        super().__init__(examples, image_size, pad_id, length, flip_any)
-
     def _padded(self, row: int, image: np.ndarray, length: int) -> SftBatch:
         example = self._rows[row]
         labels = pad(example.labels, length - 1, IGNORE)[None]
@@ -203,9 +209,9 @@ class ExampleSource(_RowSource):
         )
 
 
-def pixels(record: Any, image_size: int) -> np.ndarray:
+def pixels(record: Any, image_size: int, fit: images.Fit = images.squashed) -> np.ndarray:
     """uint8[S, S, 3], a record's image as models see it; raises UserError naming the record."""
-    return images.resize(_picture(record), image_size)
+    return images.resize(fit(_picture(record), image_size), image_size)
 
 
 def _picture(record: Any) -> Image.Image:

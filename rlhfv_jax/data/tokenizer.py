@@ -5,6 +5,7 @@ both sides is dropped; around <unk>, <s> and </s> none is. Every remaining piece
 sentencepiece's leading-space marker. Ids of the added tokens follow the sentencepiece vocabulary (32000.. for LLaMA).
 
 The released evaluation used the fast tokenizer, which drops no white space: `MuffinTokenizer(..., fast_ids=True)`.
+LLaVA 1.5 drops none either, and what follows <unk>, <s> or </s> gets no marker (transformers' legacy=False).
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import sentencepiece
 
 from rlhfv_jax.errors import UserError
 
+KINDS = ("muffin", "muffin_fast", "llava")
 PAD, IMAGE_PATCH, IMAGE_START, IMAGE_END = ADDED = ("[PAD]", "<im_patch>", "<im_start>", "<im_end>")
 CONTROL = ("<unk>", "<s>", "</s>")
 _SPLIT = re.compile("|".join(re.escape(token) for token in ADDED + CONTROL))
@@ -51,14 +53,15 @@ class MuffinTokenizer:
     """Text to ids with character offsets, and back.
 
     Attributes: `vocab_size` (added tokens included), `bos_id`, `pad_id`, `image_token` (the id of <im_patch>),
-    `digest` (sha256 of the model file), `model_bytes`. `fast_ids` keeps the white space around image tokens, as
-    the fast tokenizer of the released evaluation does: other ids for nearly every prompt with an image.
+    `digest` (sha256 of the model file), `model_bytes`, `kind`: one of KINDS. `fast_ids` is short for "muffin_fast": it
+    keeps the white space around image tokens, which gives other ids for nearly every prompt with an image.
     """
 
-    def __init__(self, model_bytes: bytes, fast_ids: bool = False):
+    def __init__(self, model_bytes: bytes, fast_ids: bool = False, kind: str = "muffin"):
         self.model_bytes = model_bytes
-        self.kind = "muffin_fast" if fast_ids else "muffin"
-        self._strips = () if fast_ids else ADDED
+        self.kind = "muffin_fast" if fast_ids else kind
+        self._strips = ADDED if self.kind == "muffin" else ()
+        self._joins = CONTROL if self.kind == "llava" else ()
         self.digest = hashlib.sha256(model_bytes).hexdigest()
         self._model = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         base = self._model.vocab_size()
@@ -98,7 +101,7 @@ class MuffinTokenizer:
                 piece = piece.lstrip()
             if right in self._strips:
                 piece = piece.rstrip()
-            for token, (a, b) in self._encode_piece(piece):
+            for token, (a, b) in self._encode_piece(piece, marked=left not in self._joins):
                 ids.append(token)
                 spans.append((offset + a, offset + b))
             if match:
@@ -107,10 +110,13 @@ class MuffinTokenizer:
                 start, left = match.end(), right
         return ids, spans
 
-    def _encode_piece(self, text: str) -> list[tuple[int, Span]]:
-        """Ids with character spans of text without special tokens."""
+    def _encode_piece(self, text: str, marked: bool = True) -> list[tuple[int, Span]]:
+        """Ids with character spans of text without special tokens; `marked`: the first one with a space marker."""
         if not text:
             return []
+        if not marked:  # a line break joins nothing, so that what is behind it is as in the middle of a text
+            behind = [(token, (a - 1, b - 1)) for token, (a, b) in self._encode_piece(f"\n{text}") if b > 1]
+            return [(token, (max(a, 0), b)) for token, (a, b) in behind]
         pieces = self._model.encode(text, return_type="proto").pieces
         chars = _byte_to_char(text)
         tokens: list[tuple[int, Span]] = []

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhfv_jax.data.hf_tokenizer import HfTokenizer
-from rlhfv_jax.data.tokenizer import MuffinTokenizer, Tokenizer
+from rlhfv_jax.data.tokenizer import KINDS, MuffinTokenizer, Tokenizer
 from rlhfv_jax.errors import UserError
 
 
@@ -22,8 +22,8 @@ def from_record(meta: Mapping[str, Any]) -> Any:
     if not meta.get("tokenizer"):
         raise UserError("The checkpoint has no tokenizer; convert it again with --tokenizer=FILE.model.")
     content, kind = base64.b64decode(meta["tokenizer"]), meta.get("tokenizer_kind", "muffin")
-    if kind in ("muffin", "muffin_fast"):
-        return MuffinTokenizer(content, fast_ids=kind == "muffin_fast")
+    if kind in KINDS:
+        return MuffinTokenizer(content, kind=kind)
     if kind == "transformers":
         return HfTokenizer(content)
     raise UserError(f"The checkpoint's tokenizer is of the unknown kind {kind!r}; it needs a newer version.")

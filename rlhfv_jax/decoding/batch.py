@@ -122,15 +122,15 @@ def answer_seeds(seed: int, answers: int) -> np.ndarray:
     return np.asarray([seed, *others], np.uint32)
 
 
-def picture(image: Image.Image | np.ndarray, size: int) -> np.ndarray:
-    """uint8[size, size, 3] as the model sees the image: `images.resize`, the transform of training and evaluation."""
+def picture(image: Image.Image | np.ndarray, size: int, fit: images.Fit = images.squashed) -> np.ndarray:
+    """uint8[size, size, 3] as the model sees the image: the transform of training and evaluation."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(f"An image has shape {image.shape} of {image.dtype}; expected uint8 [height, width, 3].")
         if image.shape[:2] == (size, size):
             return image
         image = Image.fromarray(image)
-    return images.resize(image if image.mode == "RGB" else image.convert("RGB"), size)
+    return images.resize(fit(image if image.mode == "RGB" else image.convert("RGB"), size), size)
 
 
 def check_tokens(tokens: Sequence[int], image_token: int, queries: int, has_image: bool) -> None:

@@ -6,7 +6,7 @@ prompt = engine.prompt("What is in the image?", image)
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhfv_jax import adapters, checkpoint, settings, sharding
-from rlhfv_jax.data import tokenizer_record
-from rlhfv_jax.data.chat import TEMPLATES, Template, Turn
+from rlhfv_jax.data import images, tokenizer_record
+from rlhfv_jax.data.chat import Template, Turn, find_template
 from rlhfv_jax.data.tokenizer import Tokenizer
 from rlhfv_jax.decoding import batch, beam, processors, sample, stops
 from rlhfv_jax.decoding.batch import Answer, Arrays, Delta, Prompt
@@ -27,7 +27,7 @@ from rlhfv_jax.decoding.sample import Programs, Progress
 from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.decoding.text import TextStream, cut
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.models import llama, vlm
+from rlhfv_jax.models import vlm
 from rlhfv_jax.models.llama import LlamaConfig
 
 NO_TOKEN = -1  # an end token that never comes
@@ -40,7 +40,7 @@ class Engine:
     1, 2, 4, ... rows, times the few things that settings switch on or off. Values of settings compile nothing.
 
     Args:
-      config: a Muffin's, or a LLaMA's alone, which answers prompts without images.
+      config: of a model of any family, or a LLaMA's alone, which answers prompts without images.
       params: as the model has them, without adapters; consumed where they lie on the mesh already.
       template: what `prompt` puts questions in, and whose end of turn `stop` is.
       batch_size: rows (prompts times beams or answers) that are decoded together, at most.
@@ -48,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        config: vlm.MuffinConfig | LlamaConfig,
+        config: vlm.VlmConfig | LlamaConfig,
         params: Any,
         tokenizer: Tokenizer,
         template: str = "muffin",
@@ -57,7 +57,7 @@ class Engine:
         batch_size: int = 32,
     ):
         self.config, self.tokenizer = config, tokenizer
-        self.template = TEMPLATES[template]
+        self.template = find_template(template)
         self.stop = (self.template.end_of_turn.strip(),)
         self.mesh = mesh if mesh is not None else sharding.make_mesh(data=-1, fsdp=1)
         self.batch_size = batch_size
@@ -77,10 +77,10 @@ class Engine:
     ) -> "Engine":
         """The model of a checkpoint or run, with its tokenizer and template; a LoRA run's merged with its base."""
         meta = checkpoint.read_meta(path)
-        config, tokenizer = model_config(meta), tokenizer_record.from_record(meta)
+        config, tokenizer = settings.model_of(meta), tokenizer_record.from_record(meta)
         mesh = mesh if mesh is not None else sharding.make_mesh(data=-1, fsdp=1)
         with jax.set_mesh(mesh):
-            params = adapters.restore_params(path, abstract_params(config), mesh, jnp.dtype(dtype))
+            params = adapters.restore_params(path, vlm.abstract_params(config), mesh, jnp.dtype(dtype))
         return cls(config, params, tokenizer, meta.get("template", "muffin"), dtype, mesh, batch_size)
 
     def replace_params(self, params: Any) -> None:
@@ -99,6 +99,11 @@ class Engine:
         """A question, after earlier turns, in the words of a template (default: the checkpoint's own)."""
         queries = self.network.queries if image is not None else 0
         return Prompt((template or self.template).prompt(question, queries, history), image, seed)
+
+    def picture(self, image: Any) -> np.ndarray:
+        """uint8[S, S, 3], a picture of any size as the model sees it; its family says how it becomes a square."""
+        assert isinstance(self.config, vlm.VlmConfig), "a LLaMA alone sees no images"
+        return batch.picture(image, self.config.tower.image_size, images.fit(self.config.fit, self.config.mean))
 
     def answer(self, prompts: Sequence[Prompt], settings: GenerationSettings) -> list[list[Answer]]:
         """`settings.num_answers` answers to each prompt, the best first where they were searched for.
@@ -185,8 +190,7 @@ class Engine:
                 row = self.tokenizer.encode(prompt.text)
                 has_image = prompt.image is not None
                 batch.check_tokens(row, self.tokenizer.image_token, self.network.queries, has_image)
-                size = self.config.tower.image_size if isinstance(self.config, vlm.MuffinConfig) else 0
-                pictures.append(batch.picture(prompt.image, size) if prompt.image is not None else None)
+                pictures.append(self.picture(prompt.image) if has_image else None)
             except UserError as error:
                 raise UserError(f"Prompt {i}: {error}") from error
             tokens.append(row)
@@ -214,20 +218,3 @@ class Engine:
     def _make_stop_table(self, texts: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
         moves, accepts = stops.table(self._pieces, texts)
         return jnp.asarray(moves), jnp.asarray(accepts)
-
-
-def model_config(meta: Mapping[str, Any]) -> vlm.MuffinConfig | LlamaConfig:
-    """The model of a checkpoint's record: a Muffin, or a LLaMA alone."""
-    model = meta["model"]
-    if set(model) == {"llm"}:
-        return settings.build(LlamaConfig, model["llm"], "model.llm.")
-    return settings.build(vlm.MuffinConfig, model, "model.")
-
-
-def abstract_params(config: vlm.MuffinConfig | LlamaConfig) -> Any:
-    """Shapes and dtypes of the model's parameters; a LLaMA alone stands under `llm`, as in Muffin."""
-    key = jax.random.key(0)
-    if isinstance(config, LlamaConfig):
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        return {"llm": jax.eval_shape(lambda key: llama.Llama(config).init(key, tokens)["params"], key)}
-    return jax.eval_shape(functools.partial(vlm.init, vlm.Muffin(config)), key)

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from rlhfv_jax.models import vlm
 from rlhfv_jax.models.layers import Dtype, RMSNorm
 from rlhfv_jax.models.llama import Block, LlamaConfig, head_kernel
+from rlhfv_jax.ops.attention import near
 from rlhfv_jax.sharding import constrain
 from rlhfv_jax.structs import BATCH
 
@@ -44,9 +45,9 @@ def cache_bytes(config: LlamaConfig, rows: int, slots: int, dtype: Dtype = jnp.f
 
 @dataclass(frozen=True)
 class Network:
-    """A Muffin or a LLaMA alone, for parameters that went through `unstack`."""
+    """A model of any family or a LLaMA alone, for parameters that went through `unstack`."""
 
-    config: vlm.MuffinConfig | LlamaConfig
+    config: vlm.VlmConfig | LlamaConfig
     dtype: Dtype = jnp.float32
 
     @property
@@ -56,7 +57,7 @@ class Network:
     @property
     def queries(self) -> int:
         """Image tokens of a prompt with an image, 0 for a model without eyes."""
-        return 0 if isinstance(self.config, LlamaConfig) else self.config.tower.queries
+        return 0 if isinstance(self.config, LlamaConfig) else self.config.image_tokens
 
     def unstack(self, params: Any) -> Any:
         """The parameters with `llm/layers` as a tuple of one tree per layer; for jit, with the old ones donated."""
@@ -66,10 +67,8 @@ class Network:
 
     def features(self, params: Any, image: jax.Array) -> jax.Array:
         """uint8[U, S, S, 3] -> [U, Q, D], what stands in for the image tokens' embeddings."""
-        assert isinstance(self.config, vlm.MuffinConfig), "a LLaMA alone sees no images"
-        seen: Any = vlm.tower(self.config, self.dtype).apply({"params": params["tower"]}, vlm.normalize(image))
-        projected: Any = vlm.projector(self.config, self.dtype).apply({"params": params["projector"]}, seen)
-        return projected
+        assert isinstance(self.config, vlm.VlmConfig), "a LLaMA alone sees no images"
+        return vlm.encode(self.config, params, image, self.dtype)
 
     def prefill(self, params: Any, inputs: Inputs) -> tuple[jax.Array, Cache]:
         """The logits after each prompt, float32[P, V'], and a cache of T slots."""
@@ -77,12 +76,14 @@ class Network:
         rows, width = tokens.shape
         x = params["llm"]["embed"]["embedding"][tokens].astype(self.dtype)
         if inputs.features is not None:
-            assert isinstance(self.config, vlm.MuffinConfig) and inputs.image_of is not None
+            assert isinstance(self.config, vlm.VlmConfig) and inputs.image_of is not None
             x = vlm.splice(x, inputs.features[inputs.image_of], tokens == self.config.image_token)
         positions = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), tokens.shape)
         empty = jnp.zeros((rows, self.llm.kv_heads, width, self.llm.head_size), self.dtype)
         blank = Cache((empty,) * self.llm.layers, (empty,) * self.llm.layers)
         mask = jnp.tri(width, dtype=bool) & (jnp.arange(width) < lengths[:, None, None])
+        if 0 < self.llm.window < width:
+            mask &= near(positions, positions, self.llm.window)
         x, cache = self._blocks(params, x, blank, positions, mask, 0)
         last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
         return self._logits(params, last[:, 0]), cache
@@ -97,8 +98,11 @@ class Network:
         x = params["llm"]["embed"]["embedding"][tokens[:, None]].astype(self.dtype)
         positions = (lengths + slot - width)[:, None]
         slots = jnp.arange(cache.k[0].shape[2])
-        mask = (slots < lengths[:, None]) | ((slots >= width) & (slots <= slot))
-        x, cache = self._blocks(params, x, cache, positions, mask[:, None], slot)
+        mask = ((slots < lengths[:, None]) | ((slots >= width) & (slots <= slot)))[:, None]
+        if 0 < self.llm.window < len(slots):
+            places = jnp.where(slots < width, slots, lengths[:, None] + slots - width)
+            mask &= near(positions, places, self.llm.window)
+        x, cache = self._blocks(params, x, cache, positions, mask, slot)
         return self._logits(params, x[:, 0]), cache
 
     def _blocks(self, params, x, cache, positions, mask, slot):

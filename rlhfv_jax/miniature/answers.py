@@ -23,7 +23,7 @@ LONGEST_ANSWER = 34  # tokens; four mentions take 25
 class Answerer:
     """Compiles each kind of decoding once and answers with any parameters."""
 
-    def __init__(self, model: vlm.Muffin, tokenizer: MuffinTokenizer):
+    def __init__(self, model: vlm.Vlm, tokenizer: MuffinTokenizer):
         self._model, self._tokenizer = model, tokenizer
         self._network = Network(model.config, model.dtype)
         self._unstack, self._features = jax.jit(self._network.unstack), jax.jit(self._network.features)
@@ -76,7 +76,7 @@ class Answerer:
         return answers
 
     def _prompt(self, question: str) -> list[int]:
-        return self._tokenizer.encode(TEMPLATE.prompt(question, self._model.config.tower.queries).rstrip())
+        return self._tokenizer.encode(TEMPLATE.prompt(question, self._model.config.image_tokens).rstrip())
 
     def _text(self, tokens: list[int]) -> str:
         return self._tokenizer.decode([t for t in tokens if t not in (self._stop, self._tokenizer.pad_id)]).strip()

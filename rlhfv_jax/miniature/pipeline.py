@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from rlhfv_jax import checkpoint, experiment, prepare, settings, sharding
+from rlhfv_jax import checkpoint, experiment, settings, sharding
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.miniature import (
     captions,
@@ -48,7 +48,7 @@ class World:
     folder: Path
     mesh: Mesh
     tokenizer: MuffinTokenizer
-    model: vlm.Muffin
+    model: vlm.Vlm
     answerer: Answerer
     abstract: Any  # shapes of the model's parameters
 
@@ -101,9 +101,9 @@ def _world(demo: recipe.Demo, config: Mapping[str, Any], folder: Path) -> World:
         jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     tokenizer = words.train_tokenizer()
     sizes = settings.with_vocabulary(demo.model, tokenizer.vocab_size, tokenizer.image_token)
-    model = vlm.Muffin(sizes)
+    model = vlm.Vlm(sizes)
     mesh = sharding.make_mesh(fsdp=1)
-    return World(demo, folder, mesh, tokenizer, model, Answerer(model, tokenizer), prepare.abstract_params(model))
+    return World(demo, folder, mesh, tokenizer, model, Answerer(model, tokenizer), vlm.abstract_params(model.config))
 
 
 def train_base(w: World) -> None:
@@ -125,7 +125,7 @@ def text_source(
     w: World, split: str, o: settings.Optim, noise: captions.CaptionNoise | None, vqa_noise: float
 ) -> corpus.TextSource:
     """One pass of drawn images for a stage of `o.steps` steps."""
-    queries = w.model.config.tower.queries
+    queries = w.model.config.image_tokens
     length = corpus.row_length(w.tokenizer, queries)
     size = o.steps * o.batch_size
     return corpus.TextSource(w.demo.seed, split, size, w.tokenizer, queries, length, noise, vqa_noise)

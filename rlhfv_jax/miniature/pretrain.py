@@ -26,7 +26,7 @@ from rlhfv_jax.models.layers import Linear
 class Pretraining:
     """What the stages before alignment share: `model`, `mesh`, `tokenizer`, `seed`, and steps between checkpoints."""
 
-    model: vlm.Muffin
+    model: vlm.Vlm
     mesh: Mesh
     tokenizer: MuffinTokenizer
     seed: int
@@ -52,7 +52,7 @@ class Pretraining:
             return params
 
         def loss_fn(params: Any, batch: corpus.VisionBatch) -> tuple[jax.Array, losses.Metrics]:
-            outputs = tower.apply({"params": params["tower"]}, vlm.normalize(batch.image))
+            outputs = tower.apply({"params": params["tower"]}, vlm.normalize(batch.image, self.model.config))
             logits: Any = probe.apply({"params": params["probe"]}, outputs)
             picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch.labels[..., None], axis=-1)
             filled = batch.labels > 0
@@ -66,7 +66,7 @@ class Pretraining:
         self, folder: Path, o: settings.Optim, init: Callable[[], Any], source: corpus.TextSource, augment: str = "none"
     ) -> Any:
         """Supervised fine-tuning on a text source, from `init()`; the base model's stage and the clean-VQA stage."""
-        abstract = prepare.abstract_params(self.model)
+        abstract = vlm.abstract_params(self.model.config)
         return self._stage(folder, o, abstract, init, steps.sft_loss(self.model), source, augment)
 
     def fresh_with_tower(self, tower: Any) -> Any:

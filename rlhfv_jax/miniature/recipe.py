@@ -10,7 +10,7 @@ from rlhfv_jax import settings
 from rlhfv_jax.data.chat import WORDS as TEMPLATE
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import evaluation, pairs
-from rlhfv_jax.models import vlm
+from rlhfv_jax.models.muffin import MuffinConfig
 
 FREE_KEYS = (
     "scaling",
@@ -46,7 +46,7 @@ class Demo:
     task: str
     seed: int
     seeds: int
-    model: vlm.MuffinConfig
+    model: MuffinConfig
     noise: Noise
     vision: settings.Optim
     sft: settings.Optim

@@ -15,7 +15,6 @@ Parameters (E for the tower's width D, L axis first in layers, {A,B} the branche
     final_norm/{A,B}/{scale,bias} [D]
 """
 
-import math
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -24,7 +23,16 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
 
-from rlhfv_jax.models.layers import Dtype, LayerNorm, Linear, normal_init, rematerialised
+from rlhfv_jax.models.layers import (
+    Dtype,
+    LayerNorm,
+    Linear,
+    gelu,
+    normal_init,
+    patch_windows,
+    rematerialised,
+    resized_grid,
+)
 from rlhfv_jax.ops.attention import attention
 from rlhfv_jax.sharding import constrain
 from rlhfv_jax.structs import BATCH
@@ -80,15 +88,8 @@ def interpolate_positions(table: jax.Array, patches: int) -> jax.Array:
     table [P+3, D] -> [patches+3, D]: the two unused rows and the class token's are copied, the grid is resized as by
     torch's `interpolate(mode="bicubic", align_corners=False)`. Both grids must be square.
     """
-    grid = table[POSITION_OFFSET + 1 :]
-    old, new = math.isqrt(grid.shape[0]), math.isqrt(patches)
-    if old**2 != grid.shape[0] or new**2 != patches:
-        raise ValueError(f"position tables of {grid.shape[0]} and {patches} patches: both must be squares")
-    shape = (new, new, grid.shape[1])
-    # Plain CUBIC is another kernel, and antialiasing (the default) blurs when shrinking: torch does neither.
-    method = jax.image.ResizeMethod.CUBIC_PYTORCH
-    resized = jax.image.resize(grid.reshape(old, old, -1), shape, method, antialias=False)
-    return jnp.concatenate([table[: POSITION_OFFSET + 1], resized.reshape(patches, -1)])
+    grid = resized_grid(table[POSITION_OFFSET + 1 :], patches)
+    return jnp.concatenate([table[: POSITION_OFFSET + 1], grid])
 
 
 class Multiway(nn.Module):
@@ -158,11 +159,6 @@ class MLP(nn.Module):
         return multiway_linear(c, self.dtype, "down", [c.ffn], [c.width])(normed)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """Exact (erf) GELU, computed in float32."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
-
-
 class Block(nn.Module):
     config: Beit3Config
     dtype: Dtype
@@ -222,8 +218,8 @@ class Beit3(nn.Module):
         batch = image.shape[0]
         if c.stem == "conv":
             patches = ConvStem(c, self.dtype, name="patch")(image)
-        else:  # a convolution whose stride is its window is a linear map of the patches
-            windows = rearrange(image, "b (y p) (x q) c -> b (y x) (p q c)", p=c.patch, q=c.patch)
+        else:
+            windows = patch_windows(image, c.patch)
             size = c.patch * c.patch * 3
             patches = Linear([size], [c.width], True, c.init_std, self.dtype, name="patch")(windows)
         class_token = self.param("class_token", normal_init(c.init_std, c.width), (c.width,))

@@ -3,12 +3,15 @@
 Parameters are float32; a module computes in its `dtype`. Norms and rotary angles are float32 whatever the dtype.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 Dtype = Any
 
@@ -78,6 +81,47 @@ class LayerNorm(nn.Module):
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         return (y * scale + bias).astype(x.dtype)
+
+
+class MLP(nn.Module):
+    """Two linear maps with biases and an activation between them: x [..., D] -> [..., D]."""
+
+    width: int
+    ffn: int
+    activation: Callable[[jax.Array], jax.Array]
+    init_std: float | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        up = Linear([self.width], [self.ffn], True, self.init_std, self.dtype, name="up")(x)
+        hidden = self.activation(checkpoint_name(up, "up"))
+        return Linear([self.ffn], [self.width], True, self.init_std, self.dtype, name="down")(hidden)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact (erf) GELU, computed in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
+def patch_windows(image: jax.Array, patch: int) -> jax.Array:
+    """[B, S, S, 3] -> [B, P, p*p*3]: a convolution whose stride is its window is a linear map of these."""
+    return rearrange(image, "b (y p) (x q) c -> b (y x) (p q c)", p=patch, q=patch)
+
+
+def resized_grid(table: jax.Array, patches: int, antialias: bool = False) -> jax.Array:
+    """A square grid's rows [P, D] for another square, [patches, D], as torch's bicubic without aligned corners.
+
+    Torch has two bicubics: with antialiasing it interpolates with a = -0.5 and renormalises at the border, as JAX does;
+    without, with a = -0.75 and the border repeated.
+    """
+    old, new = math.isqrt(table.shape[0]), math.isqrt(patches)
+    if old**2 != table.shape[0] or new**2 != patches:
+        raise ValueError(f"position tables of {table.shape[0]} and {patches} patches: both must be squares")
+    methods = jax.image.ResizeMethod
+    method = methods.CUBIC if antialias else methods.CUBIC_PYTORCH
+    resized = jax.image.resize(table.reshape(old, old, -1), (new, new, table.shape[1]), method, antialias=antialias)
+    return resized.reshape(patches, -1)
 
 
 def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:

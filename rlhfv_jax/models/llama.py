@@ -1,4 +1,4 @@
-"""LLaMA: pre-norm decoder blocks with rotary positions, grouped-query attention and SwiGLU.
+"""LLaMA: pre-norm decoder blocks with rotary positions, grouped-query attention and SwiGLU; with a window, Mistral.
 
 Parameters (L axis first, from `nn.scan`):
     embed/embedding [V', D]    head/kernel [D, V']    final_norm/scale [D]    layers/attention_norm/scale [L, D]
@@ -8,7 +8,7 @@ V' is the vocabulary padded to a multiple of 128; its extra rows never get proba
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -36,6 +36,7 @@ class LlamaConfig:
     rope_theta: float = 10_000.0
     init_std: float | None = 0.02
     unroll: int = 1  # layers a turn of the loop; a stack of two runs a quarter faster unrolled on a CPU
+    window: int = 0  # tokens that attention looks back over, its own included; 0 for all
 
     @property
     def head_size(self) -> int:
@@ -66,9 +67,24 @@ def llama_7b(vocab_size: int = 32_000) -> LlamaConfig:
     return LlamaConfig(vocab_size, width=4096, layers=32, heads=32, kv_heads=32, ffn=11_008)
 
 
+def mistral_7b(vocab_size: int = 32_000) -> LlamaConfig:
+    """Mistral and Zephyr 7B: 32 heads on 8 key-value heads, a window of 4,096 tokens."""
+    return LlamaConfig(vocab_size, 4096, 32, heads=32, kv_heads=8, ffn=14_336, norm_eps=1e-5, window=4096)
+
+
 def llama_13b(vocab_size: int = 32_000) -> LlamaConfig:
     """LLaMA and Vicuna 13B (v1.5 has norm_eps=1e-5)."""
     return LlamaConfig(vocab_size, width=5120, layers=40, heads=40, kv_heads=40, ffn=13_824)
+
+
+def vicuna_7b(vocab_size: int = 32_000) -> LlamaConfig:
+    """Vicuna 7B v1.5: LLaMA 2's epsilon."""
+    return replace(llama_7b(vocab_size), norm_eps=1e-5)
+
+
+def vicuna_13b(vocab_size: int = 32_000) -> LlamaConfig:
+    """Vicuna 13B v1.5."""
+    return replace(llama_13b(vocab_size), norm_eps=1e-5)
 
 
 SIZES = {"tiny": tiny, "stories260k": stories260k, "llama_7b": llama_7b, "llama_13b": llama_13b}
@@ -104,7 +120,16 @@ class Attention(nn.Module):
         k = checkpoint_name(rotary(project("k", c.kv_heads), positions, c.rope_theta), "k")
         v = checkpoint_name(project("v", c.kv_heads), "v")
         if kv is None:
-            context = attention(q, k, v, causal=mask is None, key_lengths=lengths, mask=mask, backend=self.backend)
+            context = attention(
+                q,
+                k,
+                v,
+                causal=mask is None,
+                key_lengths=lengths,
+                mask=mask,
+                window=c.window,
+                backend=self.backend,
+            )
         else:
             k, v = kv = _write(kv[0], k, cursor), _write(kv[1], v, cursor)
             context = cached_attention(q, k, v, mask)
@@ -175,6 +200,7 @@ class Llama(nn.Module):
       positions: int32[B, T], rotary positions; default 0..T-1.
       lengths: int32[B], real tokens of right-padded rows; attention is causal.
       mask: bool[B, T, S] instead of causal attention with lengths: left padding, decoding; or the units of a buffer.
+        It says all, the window of a model that has one included.
       cache: keys and values of earlier calls (needs `mask`); the new ones are written at `cache.cursor`.
       edit_embeds: changes the embeddings [B, T, D] before the first block; a vision tower's outputs enter here.
 

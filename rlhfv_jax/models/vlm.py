@@ -1,9 +1,9 @@
-"""Muffin: BEiT-3 with queries, one linear projector, LLaMA. Composition only.
+"""A vision tower, a projector, a language model: the composition that all families share.
 
     image ─► tower ─► [B, Q, E] ─► projector ─► [B, Q, D] ─┐
     tokens ─► embed ─► [R, T, D] ─── splice at the image tokens ─► blocks ─► hidden [R, T, D]
 
-Parameters: tower/..., projector/{kernel [E, D], bias [D]}, llm/... (see `beit3` and `llama`).
+Parameters: tower/..., projector/... (of the family), llm/... (see `llama`).
 """
 
 from dataclasses import dataclass
@@ -15,33 +15,58 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.models import beit3, llama
-from rlhfv_jax.models.beit3 import Beit3, Beit3Config
-from rlhfv_jax.models.layers import Dtype, Linear
+from rlhfv_jax.models.layers import Dtype
 from rlhfv_jax.models.llama import KVCache, Llama, LlamaConfig, head_kernel
-from rlhfv_jax.ops.attention import Units, tree_mask
+from rlhfv_jax.ops.attention import Units, near, tree_mask
 from rlhfv_jax.ops.logprobs import token_log_probs
 from rlhfv_jax.structs import PackedBatch
 
 
 @dataclass(frozen=True)
-class MuffinConfig:
-    """The model's sizes and the token id whose embeddings the image replaces (`<im_patch>`)."""
+class VlmConfig:
+    """A model's sizes, and by its class everything in which its family differs from others.
 
-    tower: Beit3Config
+    tower: sizes of the vision tower; whatever the family, they have image_size, patch, width and heads.
+    image_token: the id whose embeddings the image replaces; it may lie outside of the vocabulary.
+    family: the key of `families.FAMILIES`.
+    """
+
+    tower: Any
     llm: LlamaConfig
     image_token: int
+    family: str = ""
+
+    # What follows are facts of a family; a subclass states those that differ.
+    fit = "squash"  # how pictures become squares, one of `data.images.FITS`
+    mean = (0.5, 0.5, 0.5)  # of red, green, blue in [0, 1]; pixels are (value - mean) / std
+    std = (0.5, 0.5, 0.5)
+    template = "muffin"  # the words around questions and answers, of `data.chat`
+    tokenizer = "muffin"  # how a sentencepiece model is read, one of `data.tokenizer.KINDS`
+    embeds_image_tokens = True  # whether image tokens and their borders have rows in the vocabulary
+
+    @property
+    def image_tokens(self) -> int:
+        """Q, the tokens that an image takes in a row."""
+        raise NotImplementedError
+
+    def vision_tower(self, dtype: Dtype = jnp.float32, remat: str = "none") -> nn.Module:
+        """The module of the parameters under tower/: normalized images [B, S, S, 3] -> [B, Q or P, E]."""
+        raise NotImplementedError
+
+    def projector(self, dtype: Dtype = jnp.float32) -> nn.Module:
+        """The module of the parameters under projector/: the tower's outputs -> [B, Q, D]."""
+        raise NotImplementedError
 
 
-class Muffin(nn.Module):
+class Vlm(nn.Module):
     """Images and tokens to hidden states.
 
     Args of `__call__`:
       tokens: int32[R, T]; R is a multiple of B, and row r belongs to image r // (R // B), so that a pair's two rows
         share one encoding. A row holds Q image tokens, or none (then its image is ignored); `check_image_tokens` says
         so where it does not, and is called here for tokens that are values, not traced.
-      image: uint8[B, S, S, 3] or float32 already in [-1, 1]; or [B, Q, E], what the tower says of it (`tower_outputs`);
-        None for text-only rows and later decoding steps.
+      image: uint8[B, S, S, 3], or float32 already normalized; or [B, P, E], what the tower says
+        of it (`tower_outputs`); None for text-only rows and later decoding steps.
       positions, lengths, mask, cache: as in `Llama`.
       slots: int32[R, P*Q], for buffers of P = B // R pairs each: where in its row every image token stands, T for none.
 
@@ -49,7 +74,7 @@ class Muffin(nn.Module):
       hidden [R, T, D] and the cache.
     """
 
-    config: MuffinConfig
+    config: VlmConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
     backend: str = "xla"  # of the language model's attention; the tower's 849 tokens without padding suit XLA
@@ -72,8 +97,8 @@ class Muffin(nn.Module):
                 check_rows(tokens.shape[0], image.shape[0])
             if slots is None and not isinstance(tokens, jax.core.Tracer):
                 check_image_tokens(tokens, c, lengths)
-            seen = image if image.ndim == 3 else tower(c, self.dtype, self.remat)(normalize(image))
-            features = projector(c, self.dtype)(seen)
+            seen = image if image.ndim == 3 else c.vision_tower(self.dtype, self.remat)(normalize(image, c))
+            features = c.projector(self.dtype)(seen)
             if slots is None:
                 features = jnp.repeat(features, tokens.shape[0] // image.shape[0], axis=0)
 
@@ -87,28 +112,33 @@ class Muffin(nn.Module):
         )
 
 
-def tower(config: MuffinConfig, dtype: Dtype = jnp.float32, remat: str = "none") -> Beit3:
-    """The module of the parameters under tower/: images in [-1, 1] -> [B, Q, E]."""
-    return Beit3(config.tower, dtype, remat, name="tower")
-
-
-def tower_outputs(model: Muffin, params: Any, image: jax.Array) -> jax.Array:
-    """uint8[B, S, S, 3] -> [B, Q, E] in the model's dtype, which the model takes in the image's place."""
-    outputs: Any = tower(model.config, model.dtype).apply({"params": params["tower"]}, normalize(image))
+def tower_outputs(model: Vlm, params: Any, image: jax.Array) -> jax.Array:
+    """uint8[B, S, S, 3] -> [B, P, E] in the model's dtype, which the model takes in the image's place."""
+    tower = model.config.vision_tower(model.dtype)
+    outputs: Any = tower.apply({"params": params["tower"]}, normalize(image, model.config))
     return outputs
 
 
-def projector(config: MuffinConfig, dtype: Dtype = jnp.float32) -> Linear:
-    """The module of the parameters under projector/: [B, Q, E] -> [B, Q, D]."""
-    std = config.llm.init_std
-    return Linear([config.tower.width], [config.llm.width], use_bias=True, init_std=std, dtype=dtype, name="projector")
+def tower_shape(config: VlmConfig) -> tuple[int, int]:
+    """(P, E), what leaves the tower for one image."""
+    size = config.tower.image_size
+    image = jnp.zeros((1, size, size, 3))
+    made: Any = jax.eval_shape(lambda key: config.vision_tower().init_with_output(key, image)[0], jax.random.key(0))
+    return made.shape[1:]
 
 
-def normalize(image: jax.Array) -> jax.Array:
-    """uint8 -> float32 in [-1, 1], as ToTensor and Normalize(0.5, 0.5); float images pass."""
+def encode(config: VlmConfig, params: Any, image: jax.Array, dtype: Dtype = jnp.float32) -> jax.Array:
+    """uint8[B, S, S, 3] -> [B, Q, D], what stands in for the image tokens' embeddings."""
+    seen = tower_outputs(Vlm(config, dtype), params, image)
+    features: Any = config.projector(dtype).apply({"params": params["projector"]}, seen)
+    return features
+
+
+def normalize(image: jax.Array, config: VlmConfig) -> jax.Array:
+    """uint8 -> float32, as ToTensor and Normalize(mean, std); float images pass."""
     if image.dtype != jnp.uint8:
         return image
-    return (image.astype(jnp.float32) / 255.0 - 0.5) / 0.5
+    return (image.astype(jnp.float32) / 255.0 - jnp.asarray(config.mean)) / jnp.asarray(config.std)
 
 
 def splice(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.Array:
@@ -136,15 +166,15 @@ def check_rows(rows: int, images: int) -> None:
         raise UserError(f"{rows} rows of tokens cannot belong to {images} images; rows must be a multiple of images.")
 
 
-def check_image_tokens(tokens: Any, config: MuffinConfig, lengths: Any = None) -> None:
-    """Raises UserError naming the first row whose number of image tokens is neither 0 nor the tower's queries.
+def check_image_tokens(tokens: Any, config: VlmConfig, lengths: Any = None) -> None:
+    """Raises UserError naming the first row whose number of image tokens is neither 0 nor the tower's.
 
     tokens: int[R, T], on the host; lengths: int[R], what lies beyond is padding and not counted.
     """
     slots = np.asarray(tokens) == config.image_token
     if lengths is not None and not isinstance(lengths, jax.core.Tracer):
         slots &= np.arange(slots.shape[1]) < np.asarray(lengths)[:, None]
-    counts, queries = slots.sum(axis=1), config.tower.queries
+    counts, queries = slots.sum(axis=1), config.image_tokens
     wrong = np.flatnonzero((counts != 0) & (counts != queries))
     if wrong.size:
         raise UserError(
@@ -153,22 +183,22 @@ def check_image_tokens(tokens: Any, config: MuffinConfig, lengths: Any = None) -
         )
 
 
-def init(model: Muffin, key: jax.Array) -> Any:
+def init(model: Vlm, key: jax.Array) -> Any:
     """Fresh float32 parameters; wrap in jax.jit with out_shardings to create them in place, or in jax.eval_shape."""
     size = model.config.tower.image_size
     image = jnp.zeros((1, size, size, 3), jnp.uint8)
-    return model.init(key, jnp.zeros((1, model.config.tower.queries), jnp.int32), image)["params"]
+    return model.init(key, jnp.zeros((1, model.config.image_tokens), jnp.int32), image)["params"]
 
 
-def log_probs(model: Muffin, params: Any, image: Any, tokens: Any, labels: Any, lengths: Any) -> jax.Array:
+def log_probs(model: Vlm, params: Any, image: Any, tokens: Any, labels: Any, lengths: Any) -> jax.Array:
     """Per-target log-probs of right-padded rows, [R, T], [R, T-1], [R] -> float32[R, T-1]."""
     hidden, _ = model.apply({"params": params}, tokens, image, lengths=lengths)
     return token_log_probs(hidden[:, :-1], head_kernel(params["llm"]), labels, model.config.llm.vocab_size)
 
 
-def packed_log_probs(model: Muffin, params: Any, batch: PackedBatch) -> jax.Array:
+def packed_log_probs(model: Vlm, params: Any, batch: PackedBatch) -> jax.Array:
     """float32[B, 2, K], the log-prob of every target of chosen and rejected; 0 where there is none."""
-    units = Units(batch.unit, batch.place, tree_mask(batch.segment))
+    units = Units(batch.unit, batch.place, _unit_mask(batch, model.config.llm.window))
     hidden, _ = model.apply(
         {"params": params}, batch.tokens, batch.image, positions=batch.positions, mask=units, slots=batch.slots
     )
@@ -179,17 +209,20 @@ def packed_log_probs(model: Muffin, params: Any, batch: PackedBatch) -> jax.Arra
     return picked.reshape(batch.pick.shape)
 
 
-def muffin_13b(vocab_size: int = 32_004, image_token: int = 32_001) -> MuffinConfig:
-    """The released model: BEiT-3 large at 448 px with 64 queries, Vicuna-13B."""
-    return MuffinConfig(beit3.large(448, 64), llama.llama_13b(vocab_size), image_token)
+def _unit_mask(batch: PackedBatch, window: int) -> jax.Array:
+    """bool[B, T, T]: who sees whom in a unit, within the window by their positions in their own rows."""
+    mask = tree_mask(batch.segment)
+    if not 0 < window < mask.shape[-1]:
+        return mask
+    positions = jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=0))(batch.positions, batch.unit)
+    flat = positions.reshape(mask.shape[:2])
+    return mask & near(flat, flat, window)
 
 
-def muffin_mini(vocab_size: int, image_token: int) -> MuffinConfig:
-    """The same modules, small enough for two CPU cores."""
-    return MuffinConfig(
-        tower=Beit3Config(
-            64, 16, width=64, layers=2, heads=4, ffn=128, queries=16, query_positions=32, init_std=None, unroll=2
-        ),
-        llm=LlamaConfig(vocab_size, width=128, layers=2, heads=4, kv_heads=4, ffn=256, init_std=None, unroll=2),
-        image_token=image_token,
-    )
+def abstract_params(config: VlmConfig | LlamaConfig) -> Any:
+    """Shapes and dtypes of the model's parameters, without making any; a LLaMA alone stands under `llm` too."""
+    key = jax.random.key(0)
+    if isinstance(config, LlamaConfig):
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return {"llm": jax.eval_shape(lambda key: Llama(config).init(key, tokens)["params"], key)}
+    return jax.eval_shape(lambda key: init(Vlm(config), key), key)

@@ -57,6 +57,7 @@ def attention(
     causal: bool = False,
     key_lengths: jax.Array | None = None,
     mask: jax.Array | Units | None = None,
+    window: int = 0,
     backend: str = "xla",
 ) -> jax.Array:
     """Scaled dot-product attention, scale 1/sqrt(H), softmax in float32.
@@ -68,6 +69,7 @@ def attention(
       key_lengths: int32[B]; keys from there on are padding. Costs no mask tensor.
       mask: bool[B, T, S], true where query t may see key s; for what the two above cannot say. Or the units that q, k
         and v [G, N, ...] are made of: attention then is within each unit.
+      window: with `causal`, query t sees keys t-window+1..t; 0 for all. A mask says so itself (`near`).
       backend: one of BACKENDS.
 
     Returns:
@@ -78,17 +80,30 @@ def attention(
         return _to_buffer(attention(*gathered, causal=True, mask=mask.mask, backend=backend), mask)
     backend = automatic(q) if backend == "auto" else backend
     if backend == "splash":
-        return _splash(q, k, v, _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask))
+        return _splash(q, k, v, _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask, window))
     if backend == "xla" and causal:
-        return _causal(q, k, v, _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask))
+        return _causal(q, k, v, _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask, window))
     implementation: Any = backend
+    local = (window - 1, 0) if causal and 0 < window < k.shape[1] else None
     whole = None
     if mask is not None:  # one for all heads, with all that is to be said
-        whole = _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask)[:, None]
-        causal, key_lengths = False, None
+        whole = _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask, window)[:, None]
+        causal, key_lengths, local = False, None, None
     return jax.nn.dot_product_attention(
-        q, k, v, mask=whole, is_causal=causal, key_value_seq_lengths=key_lengths, implementation=implementation
+        q,
+        k,
+        v,
+        mask=whole,
+        is_causal=causal,
+        key_value_seq_lengths=key_lengths,
+        local_window_size=local,
+        implementation=implementation,
     )
+
+
+def near(queries: jax.Array, keys: jax.Array, window: int) -> jax.Array:
+    """bool[B, T, S]: which keys at positions int32[B, S] a window of that size shows to queries at int32[B, T]."""
+    return queries[:, :, None] - keys[:, None, :] < window
 
 
 def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -141,11 +156,15 @@ def automatic(q: jax.Array) -> str:
     return "splash" if jax.default_backend() == "tpu" else "xla"
 
 
-def _whole_mask(shape: tuple, keys: int, causal: bool, key_lengths: jax.Array | None, mask: jax.Array | None):
-    """bool[B, T, S] that says what the three say together."""
+def _whole_mask(
+    shape: tuple, keys: int, causal: bool, key_lengths: jax.Array | None, mask: jax.Array | None, window: int
+) -> jax.Array:
+    """bool[B, T, S] that says what the four say together."""
     whole = jnp.ones((shape[0], shape[1], keys), bool) if mask is None else mask
     if causal:
         whole &= jnp.tri(shape[1], keys, dtype=bool)
+    if causal and window:
+        whole &= near(jnp.arange(shape[1])[None], jnp.arange(keys)[None], window)
     if key_lengths is not None:
         whole &= jnp.arange(keys) < key_lengths[:, None, None]
     return whole

@@ -17,7 +17,7 @@ from rlhfv_jax.planning.targets import GIB, Target
 from rlhfv_jax.settings import Settings
 from rlhfv_jax.structs import PackedBatch, PairBatch, SftBatch
 
-RELEASED_VOCABULARY = (32_004, 32_001)  # tokens and the image token of Muffin, where no tokenizer is read
+VOCABULARY = (32_004, 32_001)  # tokens and the image token of LLaMA's tokenizer, where none is read
 
 
 def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, Any]:
@@ -82,13 +82,13 @@ def search(s: Settings, target: Target, row_length: int, pairs: int) -> list[dic
 
 def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
     """The jitted step that `train` runs with these settings, and its abstract state."""
-    vocabulary, image_token = RELEASED_VOCABULARY
+    vocabulary, image_token = VOCABULARY
     if s.model.llm.vocab_size:
         vocabulary, image_token = s.model.llm.vocab_size, s.model.image_token
-    model = vlm.Muffin(
+    model = vlm.Vlm(
         settings.with_vocabulary(s.model, vocabulary, image_token), jnp.dtype(s.dtype), s.remat, s.attention
     )
-    base = prepare.abstract_params(model)
+    base = vlm.abstract_params(model.config)
     if s.lora.rank:  # a base that does not train is kept as it is computed with
         base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(s.dtype)), base)
     params = jax.eval_shape(lambda base: prepare.with_adapters(s, base), base)
@@ -102,8 +102,8 @@ def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
 
 def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
     """The shapes of a batch whose rows have `length` tokens."""
-    if length < s.model.tower.queries + 2:
-        raise UserError(f"--row_length={length} has no room for the {s.model.tower.queries} image tokens and a text.")
+    if length < s.model.image_tokens + 2:
+        raise UserError(f"--row_length={length} has no room for the {s.model.image_tokens} image tokens and a text.")
     b = s.optim.batch_size
     rows = 2 if s.task == "ddpo" else 1
     of = jax.ShapeDtypeStruct
@@ -123,10 +123,10 @@ def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
 
 def images_of(s: Settings) -> jax.ShapeDtypeStruct:
     """The images of a batch, or what a frozen tower said of them."""
-    b, tower = s.optim.batch_size, s.model.tower
+    b, size = s.optim.batch_size, s.model.tower.image_size
     if s.data.image_features == "cached":
-        return jax.ShapeDtypeStruct((b, tower.queries, tower.width), jnp.dtype(s.dtype))
-    return jax.ShapeDtypeStruct((b, tower.image_size, tower.image_size, 3), jnp.uint8)
+        return jax.ShapeDtypeStruct((b, *vlm.tower_shape(s.model)), jnp.dtype(s.dtype))
+    return jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
 
 
 def packed_batch_of(s: Settings, length: int, groups: int) -> PackedBatch:
@@ -142,7 +142,7 @@ def packed_batch_of(s: Settings, length: int, groups: int) -> PackedBatch:
         image=images_of(s),
         tokens=of((groups, n), integer),
         positions=of((groups, n), integer),
-        slots=of((groups, room * s.model.tower.queries), integer),
+        slots=of((groups, room * s.model.image_tokens), integer),
         unit=of((groups, room, t), integer),
         place=of((groups, n), integer),
         segment=of((groups, room, t), jnp.int8),

@@ -67,13 +67,13 @@ def prompt(
     """
     turns, picture = [*conversation.history, (conversation.question, "")], None
     if conversation.image is not None:
-        if not isinstance(engine.config, vlm.MuffinConfig):
+        if not isinstance(engine.config, vlm.VlmConfig):
             raise bad("The model is a language model alone, without a vision tower; leave the image out.", "messages")
         try:
             opened = images.open_image(conversation.image, limits.image_pixels, FORMATS)
         except UserError as error:
             raise bad(f"The image is {error}.", "messages", "invalid_image") from error
-        picture = batch.picture(opened, engine.config.tower.image_size)
+        picture = engine.picture(opened)
         if conversation.shown > 0:  # a later turn's; the template alone would put it into the first
             question, answer = turns[conversation.shown]
             turns[conversation.shown] = (IMAGE + ("" if template.image_last else "\n") + question, answer)
