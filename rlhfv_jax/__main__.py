@@ -9,6 +9,7 @@ PROGRAMS = {
     "reference": "compute the reference's log-probs of preference pairs",
     "convert": "convert weights from PyTorch to Orbax and back",
     "inspect": "show a data set as the loss sees it",
+    "annotate": "serve the annotation application, import to it, export from it",
 }
 
 
