@@ -71,8 +71,8 @@ def _main() -> None:
     if not _PROJECT.value:
         raise UserError("No --project was given: the directory that holds the annotations, or will hold them.")
     tasks = [flag for flag in (_IMPORT, _EXPORT, _STATS, _ADD, _TOKEN, _BACKUP) if flag.value]
-    reads = all(flag in (_EXPORT, _STATS, _BACKUP, _TOKEN) for flag in tasks) and bool(tasks)
-    with opened(_PROJECT.value, create=not reads) as store:
+    makes = not tasks or bool(_IMPORT.value or _ADD.value)  # the others need a directory that holds something
+    with opened(_PROJECT.value, create=makes) as store:
         for flag, task in (
             (_IMPORT, _import),
             (_ADD, _add_person),
