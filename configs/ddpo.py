@@ -35,6 +35,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.tokenizer = ""  # a sentencepiece .model file; empty: the one stored with init_from
     c.dtype = "bfloat16"  # of the computation; parameters and optimizer state are float32
     c.remat = "named"  # activations kept for the backward pass: none (all), named, full (recompute)
+    c.attention = "xla"  # the language model's; or cudnn, splash, auto (those where rows are long): docs/performance.md
     c.seed = 42  # the released script's
 
     c.data = ml_collections.ConfigDict()
@@ -53,6 +54,8 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.data.reference = "compute"  # the reference's log-probs; "stored": those in the file
     c.data.reference_augment = "none"  # of the images that the reference sees
     c.data.reference_dtype = ""  # of the reference's computation; empty: as dtype
+    c.data.layout = "rows"  # "packed": what both answers share is computed once; docs/performance.md, our choice
+    c.data.image_features = "compute"  # "cached": a frozen tower's, once; docs/performance.md, our choice
     c.data.buckets = 1  # number of static row lengths, our choice; more pad less and compile more
 
     c.ddpo = ml_collections.ConfigDict()

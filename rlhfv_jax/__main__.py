@@ -8,6 +8,9 @@ PROGRAMS = {
     "train": "train with DDPO or supervised fine-tuning",
     "reference": "compute the reference's log-probs of preference pairs",
     "convert": "convert weights from PyTorch to Orbax and back",
+    "generate": "answer questions with a checkpoint or another server's model",
+    "plan": "say whether a configuration fits on hardware that is not here",
+    "evaluate": "score answers on a benchmark as its official script does",
     "inspect": "show a data set as the loss sees it",
     "annotate": "serve the annotation application, import to it, export from it",
 }

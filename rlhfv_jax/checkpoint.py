@@ -38,8 +38,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with _naming_failure(self.folder):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def latest(self) -> int | None:
         """The newest complete step, None where there is none."""
@@ -52,7 +53,9 @@ class Checkpoints:
             "opt_state": ocp.args.StandardSave(state.opt_state),
             "meta": ocp.args.JsonSave(meta),
         }
-        if not self._manager.save(int(state.step), args=ocp.args.Composite(**items)):
+        with _naming_failure(self.folder):
+            saved = self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        if not saved:
             raise UserError(
                 f"The checkpoint of step {int(state.step)} was not written: {self.folder} already holds step "
                 f"{self.latest()}."
@@ -137,6 +140,21 @@ def _naming_damage(folder: Path) -> Iterator[None]:
     except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"The checkpoint {folder} is damaged or incomplete ({first_line[:200]}).") from error
+
+
+@contextmanager
+def _naming_failure(folder: Path) -> Iterator[None]:
+    """Turns what a full disk makes Orbax and TensorStore raise into one sentence; earlier checkpoints stay whole."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"A checkpoint could not be written in {folder}; is the disk full? Those before it are whole, and the same "
+            f"command continues from the last of them ({first_line[:200]})."
+        ) from error
 
 
 def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:

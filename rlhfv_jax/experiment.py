@@ -281,10 +281,11 @@ def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> 
     facts: dict[str, Any] = {"data": job.rows.facts()}
     if job.eval_rows is not None:
         facts["eval_data"] = job.eval_rows.facts()
-    if s.task == "sft" or s.ddpo.reference_free:
-        examples = [prepare.make_source(rows, s, job.tokenizer) for rows in row_sets]
-        return examples[0], examples[1] if job.eval_rows else None, facts
     base = lora.base_of(state.params)  # without adapters the whole
+    features = prepare.image_features(row_sets, s, job.model, state.params, workdir / "features", job.mesh)
+    if s.task == "sft" or s.ddpo.reference_free:
+        examples = [prepare.make_source(rows, s, job.tokenizer, mesh=job.mesh, features=features) for rows in row_sets]
+        return examples[0], examples[1] if job.eval_rows else None, facts
     if start is None:
         digest = trees.digest(base)
     else:
@@ -298,9 +299,9 @@ def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> 
     built = []
     for pairs in row_sets:
         logps = prepare.reference_log_probs(
-            pairs, s, job.tokenizer, facts["reference"], workdir / "reference", job.mesh, forward, params
+            pairs, s, job.tokenizer, facts["reference"], workdir / "reference", job.mesh, forward, params, features
         )
-        built.append(prepare.make_source(pairs, s, job.tokenizer, logps))
+        built.append(prepare.make_source(pairs, s, job.tokenizer, logps, job.mesh, features))
     return built[0], built[1] if job.eval_rows else None, facts
 
 

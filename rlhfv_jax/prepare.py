@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhfv_jax import adapters, checkpoint, lora, refcache, settings, sharding
+from rlhfv_jax import adapters, checkpoint, featurecache, lora, provenance, refcache, settings, sharding, trees
 from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
 from rlhfv_jax.data.chat import TEMPLATES
+from rlhfv_jax.data.features import FeatureFile, image_digest
 from rlhfv_jax.data.records import AnsweredRecord
 from rlhfv_jax.data.segments import Diff
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
@@ -84,7 +85,7 @@ def build_model(s: Settings, tokenizer: MuffinTokenizer) -> vlm.Muffin:
         stored = checkpoint.read_meta(s.init_from)["model"]
         if lines := settings.differences(dataclasses.asdict(config), stored, "model."):
             raise UserError(f"This run's model differs from that of {s.init_from}: {'; '.join(lines)}.")
-    return vlm.Muffin(config, jnp.dtype(s.dtype), s.remat)
+    return vlm.Muffin(config, jnp.dtype(s.dtype), s.remat, s.attention)
 
 
 def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool = False) -> Rows:
@@ -127,13 +128,41 @@ def load_rows(path: str, s: Settings, tokenizer: MuffinTokenizer, selected: bool
     return Rows(path, records, chosen, dataclasses.replace(stats, longest_row=max(row.longest for row in chosen)))
 
 
-def make_source(rows: Rows, s: Settings, tokenizer: MuffinTokenizer, ref_logps: Any = None) -> Any:
-    """Padded rows, a PairSource or an ExampleSource; every row has the longest static length unless asked otherwise."""
+def make_source(
+    rows: Rows,
+    s: Settings,
+    tokenizer: MuffinTokenizer,
+    ref_logps: Any = None,
+    mesh: Mesh | None = None,
+    features: FeatureFile | None = None,
+) -> Any:
+    """Padded rows, a PairSource or an ExampleSource; every row has the longest static length unless asked otherwise.
+
+    With data.layout=packed a PackedSource, a buffer for every share of the mesh (by default one). With `features`
+    these stand in the place of images.
+    """
     length, size = buckets.rounded(rows.stats.longest_row), s.model.tower.image_size
     flip_any, encoded = s.data.flip == "any", typing.cast(Any, rows.encoded)
-    if s.task == "ddpo":
-        return pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any)
-    return pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any)
+    source: Any
+    if s.data.layout == "packed":
+        source = pipeline.PackedSource(
+            encoded,
+            size,
+            tokenizer.pad_id,
+            length,
+            ref_logps,
+            flip_any,
+            image_token=tokenizer.image_token,
+            queries=s.model.tower.queries,
+            batch_size=s.optim.batch_size,
+            groups=1 if mesh is None else sharding.ways(mesh),
+        )
+    elif s.task == "ddpo":
+        source = pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any)
+    else:
+        source = pipeline.ExampleSource(encoded, size, tokenizer.pad_id, length, flip_any)
+    source.features = features
+    return source
 
 
 def checkpoint_meta(model: vlm.Muffin, tokenizer: MuffinTokenizer, template: str) -> dict[str, Any]:
@@ -223,6 +252,30 @@ def reference_facts(s: Settings, model: vlm.Muffin, tokenizer: MuffinTokenizer, 
     }
 
 
+def image_features(
+    row_sets: Sequence[Rows], s: Settings, model: vlm.Muffin, params: Any, folder: Path, mesh: Mesh
+) -> FeatureFile | None:
+    """The tower's outputs for the images of all rows, loaded where a file of them exists, else computed and saved; None
+    where data.image_features has them computed at every step. `params` are the model's; its tower has to be frozen."""
+    if s.data.image_features == "compute":
+        return None
+    if adapted := [path for path, _ in trees.paths(params["tower"]) if path.endswith(lora.NAMES)]:
+        raise UserError(f"config.data.image_features=cached, but config.lora.targets adapts tower/{adapted[0]}.")
+    records = [record for rows in row_sets for record in rows.records]
+    facts = {
+        "tower": trees.digest(params["tower"]),
+        "sizes": dataclasses.asdict(s.model.tower),
+        "image_transform": f"bicubic {s.model.tower.image_size}",
+        "dtype": s.dtype,
+    }
+    data = hashlib.sha256("".join(sorted({image_digest(record.image) for record in records})).encode()).hexdigest()
+    path = folder / f"{provenance.key(facts | {'data': data})[:16]}.arrow"
+    if not path.exists():
+        encode = jax.jit(functools.partial(vlm.tower_outputs, model, {"tower": params["tower"]}))
+        featurecache.compute(path, facts, records, encode, s.model.tower.image_size, s.optim.batch_size, mesh)
+    return featurecache.load(path, facts, records)
+
+
 def compute_reference(
     pairs: Rows,
     s: Settings,
@@ -230,9 +283,11 @@ def compute_reference(
     mesh: Mesh,
     forward: Callable[[Any, Any], jax.Array],
     params: Any,
+    features: FeatureFile | None = None,
 ) -> np.ndarray:
     """float32[pairs, 2, T-1]: `forward(params, batch)` over all pairs, their images as the reference sees them."""
-    source, augment = make_source(pairs, s, tokenizer), images.AUGMENTATIONS[s.data.reference_augment]
+    source = make_source(pairs, s, tokenizer, mesh=mesh, features=features)
+    augment = images.AUGMENTATIONS[s.data.reference_augment]
     return refcache.compute(forward, params, source, s.optim.batch_size, mesh, augment, s.seed)
 
 
@@ -245,6 +300,7 @@ def reference_log_probs(
     mesh: Mesh,
     forward: Callable[[Any, Any], jax.Array],
     params: Any,
+    features: FeatureFile | None = None,
 ) -> np.ndarray:
     """float32[pairs, 2, T-1]: those in the data where data.reference says so; else loaded where a cache of exactly
     these facts exists, else computed and saved.
@@ -257,7 +313,7 @@ def reference_log_probs(
     length = buckets.rounded(pairs.stats.longest_row)
     if s.data.reference == "stored":
         return refcache.stored(encoded, length)
-    path = folder / f"{refcache.key(facts | {'data': sources.digest(pairs.records)})[:16]}.parquet"
+    path = folder / f"{provenance.key(facts | {'data': sources.digest(pairs.records)})[:16]}.parquet"
     if s.reference_cache and pairs.path == s.data.path:
         path = Path(s.reference_cache)
         if not path.exists():
@@ -266,6 +322,6 @@ def reference_log_probs(
         return refcache.load(path, facts, encoded, length)
     if params is None:
         raise UserError(f"The reference cache {path} of this run is gone; start a new run in another --workdir.")
-    logps = compute_reference(pairs, s, tokenizer, mesh, forward, params)
+    logps = compute_reference(pairs, s, tokenizer, mesh, forward, params, features)
     refcache.save(path, facts, encoded, logps)
     return logps

@@ -7,7 +7,6 @@ and image are compared, and what differs is named. Rows are found by record id, 
 are there to be read: log-probs do not depend on them, so γ may change.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jax.sharding import Mesh
 
-from rlhfv_jax import sharding, trees
+from rlhfv_jax import provenance, sharding
 from rlhfv_jax.data.encoding import EncodedPair
+from rlhfv_jax.data.features import FACTS, image_digest
 from rlhfv_jax.data.images import Augmentation
 from rlhfv_jax.data.pipeline import PairSource, ordered_batches
 from rlhfv_jax.data.records import SIDES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.metrics import Reporter
 from rlhfv_jax.structs import IGNORE
-
-FACTS = b"rlhfv_jax.facts"  # of the parquet's metadata
-
-
-def key(facts: Mapping[str, Any]) -> str:
-    """sha256 of the facts that the log-probs depend on."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def compute(
@@ -50,13 +43,14 @@ def compute(
 
     `augment` shows the reference one random view of each image, drawn from the seed.
     """
-    results = []
+    results, rows = [], []
     with Reporter("reference log-probs", len(source), unit="pairs") as reporter:
         for batch in ordered_batches(source, batch_size, augment, seed):
-            logps = np.asarray(forward(params, sharding.put(batch, mesh)))
-            results.append(logps[batch.valid])
+            found, logps = source.of_rows(batch, np.asarray(forward(params, sharding.put(batch, mesh))))
+            rows.append(found)
+            results.append(logps)
             reporter.update(min(len(source), sum(map(len, results))))
-    return np.concatenate(results)
+    return np.concatenate(results)[np.argsort(np.concatenate(rows))]
 
 
 def stored(pairs: Sequence[EncodedPair], length: int) -> np.ndarray:
@@ -81,7 +75,8 @@ def stored(pairs: Sequence[EncodedPair], length: int) -> np.ndarray:
 
 def save(path: Path, facts: Mapping[str, Any], pairs: Sequence[EncodedPair], logps: np.ndarray) -> None:
     """Writes the cache file, whole or not at all."""
-    columns: dict[str, Any] = {"id": [pair.record.id for pair in pairs], "image": [_image(pair) for pair in pairs]}
+    images = [image_digest(pair.record.image) for pair in pairs]
+    columns: dict[str, Any] = {"id": [pair.record.id for pair in pairs], "image": images}
     for side, name in enumerate(SIDES):
         lengths = [len(pair.rows[side].tokens) for pair in pairs]
         columns[f"{name}_tokens"] = [pair.rows[side].tokens for pair in pairs]
@@ -103,7 +98,10 @@ def load(path: Path, facts: Mapping[str, Any], pairs: Sequence[EncodedPair], len
         raise UserError(
             f"The reference cache {path} cannot be read ({error}); delete it to compute it anew."
         ) from error
-    _check_facts(path, table, facts)
+    metadata = table.schema.metadata or {}
+    if FACTS not in metadata:
+        raise UserError(f"{path} is no reference cache: it does not say which model its log-probs are of.")
+    provenance.check(f"The reference cache {path}", json.loads(metadata[FACTS]), facts)
     columns = {name: table.column(name).to_pylist() for name in table.column_names}
     rows = {identity: i for i, identity in enumerate(columns["id"])}
     logps = np.zeros((len(pairs), 2, length - 1), np.float32)
@@ -113,7 +111,7 @@ def load(path: Path, facts: Mapping[str, Any], pairs: Sequence[EncodedPair], len
                 f"The reference cache {path} has no row for the pair {pair.record.id} ({pair.record.where})."
             )
         row = rows[pair.record.id]
-        if columns["image"][row] != _image(pair):
+        if columns["image"][row] != image_digest(pair.record.image):
             raise UserError(f"The reference cache {path} has another image for the pair {pair.record.id}.")
         for side, name in enumerate(SIDES):
             for what, values in (("tokens", pair.rows[side].tokens), ("labels", pair.rows[side].labels)):
@@ -124,27 +122,3 @@ def load(path: Path, facts: Mapping[str, Any], pairs: Sequence[EncodedPair], len
             found = columns[f"{name}_logps"][row]
             logps[i, side, : len(found)] = found
     return logps
-
-
-def _image(pair: EncodedPair) -> str:
-    return hashlib.sha256(pair.record.image).hexdigest()
-
-
-def _check_facts(path: Path, table: pa.Table, facts: Mapping[str, Any]) -> None:
-    """Raises UserError naming every fact in which the file differs from this run."""
-    metadata = table.schema.metadata or {}
-    if FACTS not in metadata:
-        raise UserError(f"{path} is no reference cache: it does not say which model its log-probs are of.")
-    found, wanted = (dict(trees.paths(json.loads(text))) for text in (metadata[FACTS], json.dumps(facts)))
-    lines = [
-        f"{name} ({_short(found.get(name))} there, {_short(wanted.get(name))} here)"
-        for name in sorted({*found, *wanted})
-        if found.get(name) != wanted.get(name)
-    ]
-    if lines:
-        raise UserError(f"The reference cache {path} was made for something else: {'; '.join(lines)}.")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}..." if len(text) > 32 else text

@@ -19,6 +19,7 @@ from rlhfv_jax.data.chat import LABEL_MASKS, TEMPLATES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.lora import Lora
 from rlhfv_jax.models.vlm import MuffinConfig
+from rlhfv_jax.ops import attention
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Data:
     reference_augment: str
     reference_dtype: str
     buckets: int
+    layout: str
+    image_features: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,7 @@ class Settings:
     tokenizer: str
     dtype: str
     remat: str
+    attention: str
     seed: int
     data: Data
     ddpo: Ddpo
@@ -113,12 +117,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("ddpo", "sft"),
     "dtype": ("float32", "bfloat16"),
     "remat": ("none", "named", "full"),
+    "attention": attention.BACKENDS,
     "data.records": ("pairs", "questions"),
     "data.spans": ("auto", "diff"),
     "data.template": tuple(name for name, template in TEMPLATES.items() if template.opening is None),
     "data.too_long": encoding.TOO_LONG,
     "data.augment": tuple(images.AUGMENTATIONS),
     "data.flip": ("safe", "any"),
+    "data.layout": ("rows", "packed"),
+    "data.image_features": ("compute", "cached"),
     "data.reference": ("compute", "stored"),
     "data.reference_augment": tuple(images.AUGMENTATIONS),
     "data.reference_dtype": ("", "float32", "bfloat16", "float16"),
@@ -167,6 +174,7 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
     _check_rows(settings)
     _check_evaluation(settings)
     _check_lora(settings)
+    _check_image_features(settings)
     if not 0 <= settings.ddpo.label_smoothing < 0.5:
         raise UserError(f"config.ddpo.label_smoothing={settings.ddpo.label_smoothing} is a share in [0, 0.5).")
     if settings.reference_cache and settings.data.reference == "stored":
@@ -186,6 +194,10 @@ def _check_rows(s: Settings) -> None:
     """Keys about rows that exclude each other."""
     if s.task == "ddpo" and s.data.records == "questions":
         raise UserError("config.data.records=questions has no pairs; it is for config.task=sft.")
+    if s.data.layout == "packed" and s.task != "ddpo":
+        raise UserError("config.data.layout=packed is for pairs, config.task=ddpo; other rows share nothing.")
+    if s.data.layout == "packed" and s.data.buckets > 1:
+        raise UserError("config.data.buckets is for config.data.layout=rows; packed buffers choose their sizes.")
     if s.ddpo.diff_over == "row" and s.ddpo.unit != "token":
         raise UserError(f"config.ddpo.diff_over=row compares tokens; config.ddpo.unit={s.ddpo.unit} needs response.")
     if s.ddpo.label_mask == "muffin" and not TEMPLATES[s.data.template].role:
@@ -216,6 +228,21 @@ def _check_lora(s: Settings) -> None:
         re.compile(s.lora.targets)
     except re.error as error:
         raise UserError(f"config.lora.targets={s.lora.targets!r} is no regular expression: {error}.") from error
+
+
+def _check_image_features(s: Settings) -> None:
+    """What is computed once must be the same at every step, and the reference's too."""
+    if s.data.image_features != "cached":
+        return
+    if not s.lora.rank and s.optim.trainable not in ("frozen", "lm_only"):
+        raise UserError(
+            "config.data.image_features=cached needs a vision tower that does not train: config.optim.trainable=frozen "
+            f"or lm_only, or LoRA, not {s.optim.trainable}."
+        )
+    if not s.data.augment == s.data.reference_augment == "none":
+        raise UserError("config.data.image_features=cached is for images that are not augmented.")
+    if s.data.reference_dtype not in ("", s.dtype):
+        raise UserError("config.data.image_features=cached needs one dtype for policy and reference.")
 
 
 def _check_model(model: MuffinConfig) -> None:

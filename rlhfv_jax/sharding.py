@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from rlhfv_jax import trees
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.structs import BATCH
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # the mesh axes that the batch axis is cut over
 
 # First match wins; a path that matches nothing is an error, never silently replicated. L (the layer axis) is never cut.
 RULES: tuple[tuple[str, P], ...] = (
@@ -120,12 +120,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def ways(mesh: Mesh) -> int:
+    """Shares that the batch axis is cut into."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH]))
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises UserError where the batch cannot be cut evenly over the devices."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % ways:
+    if batch_size % ways(mesh):
         raise UserError(
-            f"optim.batch_size={batch_size} is not divisible by mesh.data*mesh.fsdp={ways}; change one of them."
+            f"optim.batch_size={batch_size} is not divisible by mesh.data*mesh.fsdp={ways(mesh)}; change one of them."
         )
 
 

@@ -12,15 +12,20 @@ from jax.sharding import Mesh
 
 from rlhfv_jax import losses, optim, sharding, trees
 from rlhfv_jax.models import vlm
-from rlhfv_jax.structs import PairBatch, SftBatch, TrainState
+from rlhfv_jax.structs import PackedBatch, PairBatch, SftBatch, TrainState
 
-Batch = PairBatch | SftBatch
+Batch = PairBatch | PackedBatch | SftBatch
 LossFn = Callable[[Any, Any], tuple[jax.Array, losses.Metrics]]  # (params, batch) -> loss, metrics
 Step = Callable[[TrainState, Any], tuple[TrainState, losses.Metrics]]
 
 
 def batch_log_probs(model: vlm.Muffin, params: Any, batch: Batch) -> jax.Array:
-    """float32[B, G, T-1], the log-prob of every target of the G rows (2 for pairs); each image is encoded once."""
+    """float32[B, G, T-1], the log-prob of every target of the G rows (2 for pairs); each image is encoded once.
+
+    Of a packed batch float32[B, 2, K], as its weights.
+    """
+    if isinstance(batch, PackedBatch):
+        return vlm.packed_log_probs(model, params, batch)
 
     def rows(x: jax.Array) -> jax.Array:
         return rearrange(x, "b g ... -> (b g) ...")
@@ -35,9 +40,9 @@ def attended(batch: Batch) -> jax.Array:
 
 
 def preference_loss(model: vlm.Muffin, preference: losses.Preference) -> LossFn:
-    """The loss function of Dense DPO and its family over a PairBatch; β and its like are constants of the program."""
+    """The loss function of Dense DPO and its family over pairs, in either layout; β and its like are constants."""
 
-    def loss_fn(params: Any, batch: PairBatch) -> tuple[jax.Array, losses.Metrics]:
+    def loss_fn(params: Any, batch: PairBatch | PackedBatch) -> tuple[jax.Array, losses.Metrics]:
         logps = batch_log_probs(model, params, batch)
         loss, metrics = losses.preference(logps, batch.ref_logps, batch.weights, batch.valid, preference)
         return loss, metrics | {"tokens": attended(batch)}
@@ -130,6 +135,6 @@ def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], Totals]:
     return jax.jit(totals)
 
 
-def reference(model: vlm.Muffin) -> Callable[[Any, PairBatch], jax.Array]:
-    """Jitted (params, batch) -> float32[B, 2, T-1]: the very forward pass that the policy's loss runs."""
+def reference(model: vlm.Muffin) -> Callable[[Any, Any], jax.Array]:
+    """Jitted (params, batch) -> float32[B, 2, T-1], packed [B, 2, K]: the very forward pass that the loss runs."""
     return jax.jit(lambda params, batch: batch_log_probs(model, params, batch))

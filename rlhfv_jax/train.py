@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
-from rlhfv_jax import cli, experiment
+from rlhfv_jax import cli, experiment, gpu
 from rlhfv_jax.miniature import seeds
 
 _CONFIG = cli.define_config()
@@ -34,6 +34,8 @@ def main() -> None:
 
 
 def _main() -> None:
+    if gpu.present():
+        gpu.apply()
     config, workdir = cli.get_config(_CONFIG), Path(_WORKDIR.value)
     if config.get("task") == "miniature":
         seeds.run(config, workdir)

@@ -1,5 +1,6 @@
 """Checkpoints come back bit for bit, onto any mesh, or not at all."""
 
+import resource
 import shutil
 from pathlib import Path
 
@@ -182,3 +183,24 @@ def test_a_save_that_would_be_dropped_is_an_error(saved, tmp_path):
         pytest.raises(UserError, match="step 4"),
     ):
         checkpoints.save(state._replace(step=jnp.int32(4)), {})
+
+
+def test_a_save_that_cannot_be_written_is_one_sentence_and_damages_nothing_older(saved, tmp_path):
+    """The kernel refuses files beyond a size, as it refuses all of them on a full disk."""
+    folder, state = saved
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with (
+            pytest.raises(UserError, match=r"could not be written in .*checkpoints; is the disk full"),
+            checkpoint.Checkpoints(run / "checkpoints") as checkpoints,
+        ):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+            checkpoints.save(state._replace(step=jnp.int32(9)), {})
+
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.find(run).name == "5"
+    found = checkpoint.restore(run, jax.eval_shape(lambda: state), sharding.make_mesh(fsdp=1))
+    assert trees.digest(found) == trees.digest(state)

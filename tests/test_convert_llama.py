@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import shared
+from token_decoding import TokenDecoder
 
 from rlhfv_jax import checkpoint, settings, sharding
 from rlhfv_jax.conversion import job, parts, sizes, to_orbax, torch_files
 from rlhfv_jax.conversion.job import Options
 from rlhfv_jax.data import tokenizer_record
-from rlhfv_jax.decoding import sample
+from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import beit3, llama, vlm
 from rlhfv_jax.models.llama import LlamaConfig
@@ -102,11 +103,9 @@ def test_stories260k_tells_its_documented_story(tmp_path, tokenizer_file):
     config, params = load(tmp_path / "stories")
     assert config == llama.stories260k()
     tokenizer = tokenizer_record.from_record(checkpoint.read_meta(tmp_path / "stories"))
-    model = vlm.Muffin(vlm.MuffinConfig(beit3.tiny(), config, image_token=-1))
-    decode = sample.sampler(model, max_new_tokens=256, temperature=0.0, stop_id=tokenizer.bos_id, pad_id=2)
-    one = jnp.ones(1, jnp.int32)
-    tokens = decode(params, None, jnp.array([[tokenizer.bos_id]]), one, one.astype(jnp.uint32))
-    assert tokenizer.decode([int(token) for token in tokens[0] if token != 2]) == story
+    greedy = GenerationSettings(256, stop_ids=(tokenizer.bos_id,))
+    [tokens] = TokenDecoder(config, params).ids([[tokenizer.bos_id]], greedy)
+    assert tokenizer.decode([token for token in tokens if token != tokenizer.bos_id]) == story
 
 
 # --- Muffin from its parts ------------------------------------------------------------------------------------------

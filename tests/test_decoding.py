@@ -1,11 +1,13 @@
 """Decoding with the static cache against the model applied to ever longer rows."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from rlhfv_jax.decoding.sample import sampler
+from rlhfv_jax.decoding import processors, sample
+from rlhfv_jax.decoding.forward import Inputs, Network, cache_bytes, extend
+from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.models import vlm
 from rlhfv_jax.models.llama import head_kernel
 
@@ -39,11 +41,19 @@ def plain(tiny_config, tiny_params, prompts):
     return np.asarray(rows)
 
 
-def decode(config, params, prompts, temperature, rows=slice(None), stop=98, seeds=(1, 2, 3, 4)):
-    tokens, image = prompts
-    program = sampler(vlm.Muffin(config), max_new_tokens=NEW, temperature=temperature, stop_id=stop, pad_id=PAD)
-    seeds = np.asarray(seeds, np.uint32)
-    return np.asarray(program(params, image, tokens, jnp.asarray(LENGTHS), seeds))[rows]
+def decode(config, params, prompts, temperature, stop=98, seeds=(1, 2, 3, 4), lengths=LENGTHS, new=NEW):
+    """The answers, int32[rows, new]; PAD from the stop token on."""
+    (tokens, image), network = prompts, Network(config)
+    settings = GenerationSettings(new, temperature=temperature)
+    program = sample.programs(network, sample.mode(settings))
+    controls = processors.controls(settings, 128, [stop], processors.no_stop_strings())
+    params = network.unstack(params)
+    image_of = np.arange(len(tokens)) // (len(tokens) // len(image))
+    inputs = Inputs(tokens, np.asarray(lengths), network.features(params, image), image_of)
+    state = program.start(params, inputs, np.asarray(seeds, np.uint32), controls, new, slots=new)
+    state = program.advance(params, state, controls, new, width=tokens.shape[1])
+    found = np.array(state.tokens)
+    return np.where((np.arange(new) < np.asarray(state.lengths)[:, None]) & (found != stop), found, PAD)
 
 
 def test_greedy_answers_equal_whole_forward_passes(tiny_config, tiny_params, prompts, plain):
@@ -63,26 +73,59 @@ def test_a_sampled_row_depends_on_its_own_seed_alone(tiny_config, tiny_params, p
     others = decode(tiny_config, tiny_params, prompts, 1.0, seeds=(7, 8, 3, 9))
     assert np.array_equal(both[2], others[2])
     assert not np.array_equal(both[:2], others[:2])
-    program = sampler(vlm.Muffin(tiny_config), max_new_tokens=NEW, temperature=1.0, stop_id=98, pad_id=PAD)
     tokens, image = prompts
-    seeds = np.asarray((3, 4), np.uint32)
-    alone = np.asarray(program(tiny_params, image[1:], tokens[2:], jnp.asarray(LENGTHS[2:]), seeds))
+    alone = decode(tiny_config, tiny_params, (tokens[2:], image[1:]), 1.0, seeds=(3, 4), lengths=LENGTHS[2:])
     assert np.array_equal(alone, both[2:])
 
 
-def test_sampling_follows_the_models_distribution(tiny_config, tiny_params, prompts):
-    """Frequencies of the first token over many seeds against the softmax, within five standard errors."""
+def test_every_position_decoded_with_the_cache_has_the_full_forwards_logits(tiny_config, tiny_params, prompts):
+    """Prefill of the first tokens, then a token a step, against one pass over the whole rows: to 1e-5 everywhere."""
     tokens, image = prompts
-    program = sampler(vlm.Muffin(tiny_config), max_new_tokens=1, temperature=0.7, stop_id=98, pad_id=PAD)
-    count = 3000
-    many = np.repeat(tokens[:1], count, axis=0)
-    lengths = jnp.full((count,), 14, jnp.int32)
-    found = np.asarray(program(tiny_params, image[:1], many, lengths, np.arange(count, dtype=np.uint32)))[:, 0]
+    network, start = Network(tiny_config), 8
+    params = network.unstack(tiny_params)
+    hidden = vlm.Muffin(tiny_config).apply({"params": tiny_params}, tokens, image)[0]
+    whole = np.asarray(hidden @ head_kernel(tiny_params["llm"]))[..., :100]
+    lengths = np.full(len(tokens), start, np.int32)
+    inputs = Inputs(tokens[:, :start], lengths, network.features(params, image), np.array([0, 0, 1, 1]))
+    logits, cache = network.prefill(params, inputs)
+    cache = extend(cache, 1, tokens.shape[1] - start)
+    for position in range(start, tokens.shape[1]):
+        np.testing.assert_allclose(logits[:, :100], whole[:, position - 1], atol=1e-5)
+        logits, cache = network.step(params, tokens[:, position], cache, position, lengths, start)
+    np.testing.assert_allclose(logits[:, :100], whole[:, -1], atol=1e-5)
+    held = sum(array.nbytes for array in jax.tree.leaves(cache))
+    assert held == cache_bytes(tiny_config.llm, *tokens.shape)
+
+
+@pytest.mark.parametrize("warp", [{}, {"top_k": 5}, {"top_p": 0.6}, {"top_k": 12, "top_p": 0.8}])
+def test_sampling_follows_the_models_distribution(tiny_config, tiny_params, prompts, warp):
+    """Frequencies of the first token over many seeds against the softmax that Hugging Face's warpers leave."""
+    torch, generation = pytest.importorskip("torch"), pytest.importorskip("transformers.generation")
+    tokens, image = prompts
+    count, temperature, network = 3000, 0.7, Network(tiny_config)
+    settings = GenerationSettings(1, temperature=temperature, **warp)
+    controls = processors.controls(settings, 128, [98], processors.no_stop_strings())
+    params = network.unstack(tiny_params)
+    many = Inputs(np.repeat(tokens[:1], count, axis=0), np.full(count, 14), network.features(params, image[:1]), None)
+    many = many._replace(image_of=np.zeros(count, np.int32))
+    seeds = np.arange(count, dtype=np.uint32)
+    state = sample.programs(network, sample.mode(settings)).start(params, many, seeds, controls, 1, slots=1)
+
     hidden = vlm.Muffin(tiny_config).apply({"params": tiny_params}, tokens[:1], image[:1])[0][0, -1]
-    logits = np.asarray(hidden @ head_kernel(tiny_params["llm"]), np.float64)[:100] / 0.7
-    expected = np.exp(logits - logits.max())
-    expected /= expected.sum()
-    expected[PAD] += expected[98]  # the stop token is written as padding
-    expected[98] = 0
-    frequency = np.bincount(found, minlength=100) / count
-    assert np.all(np.abs(frequency - expected) < 5 * np.sqrt(expected / count) + 1e-3)
+    scores = torch.tensor(np.asarray(hidden @ head_kernel(tiny_params["llm"]))[None, :100]) / temperature
+    if "top_k" in warp:
+        scores = generation.TopKLogitsWarper(warp["top_k"])(None, scores)
+    if "top_p" in warp:
+        scores = generation.TopPLogitsWarper(warp["top_p"])(None, scores)
+    expected = torch.softmax(scores[0].double(), -1).numpy()
+    seen = np.bincount(np.asarray(state.tokens)[:, 0], minlength=100)
+    assert np.array_equal(seen[expected == 0], np.zeros((expected == 0).sum()))
+    assert _chi_square(seen, expected * count) > 1e-4
+
+
+def _chi_square(seen: np.ndarray, expected: np.ndarray) -> float:
+    """The p-value; cells of which fewer than five are expected count as one."""
+    small = expected < 5
+    seen, expected = (np.append(x[~small], x[small].sum()) for x in (seen, expected))
+    kept = expected > 0
+    return stats.chisquare(seen[kept], expected[kept]).pvalue

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from rlhfv_jax.miniature.page.charts import Series, lines_chart, points_chart, smooth, ticks
-from rlhfv_jax.miniature.page.exhibits import marked
+from rlhfv_jax.miniature.page.exhibits import TYPES
 from rlhfv_jax.miniature.page.findings import Headline, findings, headline
-from rlhfv_jax.miniature.page.markup import Markup, element
-from rlhfv_jax.miniature.page.readings import METRICS, VQA, Difference, number
+from rlhfv_jax.miniature.page.readings import METRICS, VQA, Difference
 from rlhfv_jax.miniature.report import page, write
+from rlhfv_jax.reporting.charts import Series, lines_chart, points_chart, smooth, ticks
+from rlhfv_jax.reporting.marked import marked
+from rlhfv_jax.reporting.markup import Markup, element
+from rlhfv_jax.reporting.numbers import number
 
 PNG = b"\x89PNG\r\n\x1a\n not really"
 HOSTILE = "<script>alert('x')</script>\"'&<b>"
@@ -319,7 +321,7 @@ def test_the_ablations_are_judged_where_they_were_run(details):
 def test_marks_are_the_declared_characters_and_nothing_else_changes():
     text = "a <b> & two  three"
     spans = [{"start": 8, "end": 11, "type": "number"}, {"start": 2, "end": 5, "type": "object"}]
-    html = marked(text, spans, "mark")
+    html = marked(text, spans, "mark", TYPES)
     assert plain(html) == text
     assert re.findall(r"<mark[^>]*>(.*?)</mark>", html) == ["&lt;b&gt;", "two"]
 
@@ -339,13 +341,13 @@ def test_gallery_and_corrections_mark_what_they_declare(details, gallery, correc
 @pytest.mark.parametrize(("start", "end"), [(3, 3), (4, 2), (0, 9), (-1, 2)])
 def test_a_span_that_does_not_fit_is_refused(start, end):
     with pytest.raises(ValueError, match="Span"):
-        marked("a text", [{"start": start, "end": end, "type": "object"}], "mark")
+        marked("a text", [{"start": start, "end": end, "type": "object"}], "mark", TYPES)
 
 
 def test_overlapping_spans_are_refused():
     spans = [{"start": 0, "end": 3, "type": "object"}, {"start": 2, "end": 5, "type": "number"}]
     with pytest.raises(ValueError, match="overlaps"):
-        marked("a text", spans, "mark")
+        marked("a text", spans, "mark", TYPES)
 
 
 def poisoned(value: Any) -> Iterator[Any]:
@@ -437,7 +439,7 @@ def test_accessible_tables_images_and_charts(details, gallery, corrections):
 
 
 def test_colors_are_readable_on_their_grounds():
-    style = files("rlhfv_jax.miniature.page").joinpath("style.css").read_text(encoding="utf-8")
+    style = files("rlhfv_jax.reporting").joinpath("style.css").read_text(encoding="utf-8")
     for block in style.split("prefers-color-scheme")[:2]:
         color = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
         texts = ["ink", "muted", "accent", "good", "bad", "object", "number", "attribute", "position", "misc"]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhfv_jax import refcache, sharding
+from rlhfv_jax import provenance, refcache, sharding
 from rlhfv_jax.data import buckets, encoding, pipeline
 from rlhfv_jax.data.chat import MUFFIN
 from rlhfv_jax.errors import UserError
@@ -122,8 +122,10 @@ def test_a_damaged_file_is_refused(path, pairs, length, keep):
 
 def test_the_key_depends_on_the_facts_and_not_on_their_order():
     facts = {"params": "abc", "dtype": "float32", "queries": 64}
-    assert refcache.key(facts) == refcache.key(dict(reversed(facts.items())))
-    keys = {refcache.key(facts | change) for change in ({}, {"params": "abd"}, {"queries": 65}, {"dtype": "bfloat16"})}
+    assert provenance.key(facts) == provenance.key(dict(reversed(facts.items())))
+    keys = {
+        provenance.key(facts | change) for change in ({}, {"params": "abd"}, {"queries": 65}, {"dtype": "bfloat16"})
+    }
     assert len(keys) == 4
 
 

@@ -10,18 +10,22 @@ from typing import Any
 
 import grain
 import numpy as np
+from PIL import Image
 
-from rlhfv_jax.data import images
+from rlhfv_jax.data import images, packing
 from rlhfv_jax.data.buckets import Plan
 from rlhfv_jax.data.encoding import EncodedExample, EncodedPair
+from rlhfv_jax.data.features import FeatureFile
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.structs import IGNORE, PairBatch, SftBatch
+from rlhfv_jax.structs import IGNORE, PackedBatch, PairBatch, SftBatch
 
 WITHOUT_END = 2**40  # steps; grain wants a number
 
 
 class _RowSource:
     """Random access to padded rows with an image: `source[row]` is a batch without its leading axis (for grain)."""
+
+    features: FeatureFile | None = None  # what a frozen tower says of the images, in place of their pixels
 
     def __init__(self, rows: Sequence[Any], image_size: int, pad_id: int, length: int, flip_any: bool = False):
         self._rows, self._image_size, self._pad_id, self._length = rows, image_size, pad_id, length
@@ -51,16 +55,14 @@ class _RowSource:
     ) -> Any:
         """The row at another static length than the source's own, its image augmented where `augment` is given."""
         record = self._rows[row].record
-        try:
-            picture = images.open_image(record.image)
-        except UserError as error:
-            raise UserError(f"{record.where}, image: {error}.") from error
-        if augment is None or rng is None:
-            image = images.resize(picture, self._image_size)
+        if self.features is not None:
+            image = self.features[record.image]
+        elif augment is None or rng is None:
+            image = pixels(record, self._image_size)
         else:
             # A mirror image makes a text with left and right false, so such rows are not flipped unless forced.
             may_flip = self._flip_any or not images.speaks_of_sides(*record.texts)
-            image = augment(picture, self._image_size, rng, may_flip)
+            image = augment(_picture(record), self._image_size, rng, may_flip)
         return self._padded(row, image, length or self._length)
 
     def _padded(self, row: int, image: np.ndarray, length: int) -> Any:
@@ -86,6 +88,10 @@ class PairSource(_RowSource):
         super().__init__(pairs, image_size, pad_id, length, flip_any)
         self._ref_logps = ref_logps
 
+    def of_rows(self, batch: Any, logps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The valid rows of a batch int64[n] and what a model said of their targets float32[n, 2, T-1]."""
+        return batch.row[batch.valid], logps[batch.valid]
+
     def _padded(self, row: int, image: np.ndarray, length: int) -> PairBatch:
         pair = self._rows[row]
         t = length
@@ -99,6 +105,64 @@ class PairSource(_RowSource):
             row=np.int32(row),
             valid=np.bool_(True),
         )
+
+
+class PackedSource(PairSource):
+    """Preference pairs that come as whole PackedBatches of `batch_size` pairs in `groups` buffers, one a device share.
+
+    Which pairs meet in a batch is decided as for rows; only which buffer each lies in follows from their lengths.
+    """
+
+    def __init__(self, *args: Any, image_token: int, queries: int, batch_size: int, groups: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._image_token, self._queries, self._groups = image_token, queries, groups
+        pairs: Sequence[EncodedPair] = self._rows
+        self.units = [
+            packing.make_unit((pair.rows[0].tokens, pair.rows[1].tokens), (pair.rows[0].labels, pair.rows[1].labels))
+            for pair in pairs
+        ]
+        self.sizes = packing.choose_sizes(self.units, batch_size, groups)
+        self._targets = max(len(picked) for unit in self.units for picked in unit.pick)
+
+    def packed(
+        self,
+        rows: Sequence[int],
+        valid: int,
+        augment: images.Augmentation | None,
+        rngs: Sequence[np.random.Generator],
+        process: int = 0,
+        processes: int = 1,
+    ) -> PackedBatch:
+        """This process's buffers of the batch that these rows make up; rows from `valid` on are not valid."""
+        lengths = np.asarray([len(self.units[row].tokens) for row in rows])
+        members = packing.balance(lengths, self._groups)
+        sizes = packing.fitting(self.sizes, packing.need([self.units[row] for row in rows], members))
+        members = members.reshape(processes, -1, members.shape[1])[process]
+        places = members.reshape(-1).tolist()
+        mine = [rows[place] for place in places]
+        items = [self.item(row, 0, augment, rngs[place]) for row, place in zip(mine, places, strict=True)]
+        return packing.assemble(
+            [self.units[row] for row in mine],
+            np.arange(len(mine)).reshape(members.shape),
+            sizes,
+            self._targets,
+            image_token=self._image_token,
+            queries=self._queries,
+            pad_id=self._pad_id,
+            image=np.stack([item.image for item in items]),
+            weights=[item.weights for item in items],
+            ref_logps=[item.ref_logps for item in items],
+            row=np.asarray(mine, np.int32),
+            valid=np.asarray([place < valid for place in places]),
+        )
+
+    def of_rows(self, batch: PackedBatch, logps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = batch.row[batch.valid]
+        out = np.zeros((len(rows), 2, self._length - 1), np.float32)
+        for i, (row, found) in enumerate(zip(rows, logps[batch.valid], strict=True)):
+            for side, targets in enumerate(self.units[row].targets):
+                out[i, side, targets] = found[side, : len(targets)]
+        return rows, out
 
 
 class ExampleSource(_RowSource):
@@ -119,6 +183,18 @@ class ExampleSource(_RowSource):
             row=np.int32(row),
             valid=np.bool_(True),
         )
+
+
+def pixels(record: Any, image_size: int) -> np.ndarray:
+    """uint8[S, S, 3], a record's image as models see it; raises UserError naming the record."""
+    return images.resize(_picture(record), image_size)
+
+
+def _picture(record: Any) -> Image.Image:
+    try:
+        return images.open_image(record.image)
+    except UserError as error:
+        raise UserError(f"{record.where}, image: {error}.") from error
 
 
 def pad(array: np.ndarray, length: int, value: float) -> np.ndarray:
@@ -145,7 +221,10 @@ def train_batches(
     decode images; 0 decodes in two threads, which pillow lets run beside each other.
     """
     dataset: Any
-    if len(bounds) > 1:
+    if isinstance(source, PackedSource):
+        shuffled = grain.MapDataset.source(_Rows(len(source))).seed(seed).shuffle().repeat()
+        dataset = grain.MapDataset.source(_Packed(source, shuffled, batch_size, seed, process, processes, augment))
+    elif len(bounds) > 1:
         plan = Plan(source.lengths, bounds, batch_size, seed)
         dataset = grain.MapDataset.source(_Bucketed(source, plan, seed, process, processes, augment))
     else:
@@ -200,6 +279,27 @@ class _Bucketed:
         return stack(items)
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """Whole packed batches as a data source, of the rows that the plain layout has at the same step."""
+
+    source: PackedSource
+    order: Any  # order[i] is the i-th row of the shuffled, repeated stream
+    batch_size: int
+    seed: int
+    process: int
+    processes: int
+    augment: images.Augmentation | None
+
+    def __len__(self) -> int:
+        return WITHOUT_END
+
+    def __getitem__(self, step: Any) -> PackedBatch:
+        rows = [int(self.order[int(step) * self.batch_size + place]) for place in range(self.batch_size)]
+        rngs = [np.random.default_rng([self.seed, int(step), place]) for place in range(self.batch_size)]
+        return self.source.packed(rows, self.batch_size, self.augment, rngs, self.process, self.processes)
+
+
 def stack(items: Sequence[Any]) -> Any:
     """Items of one kind, each a tuple of arrays, with a leading axis in front of every array."""
     return type(items[0])(*(np.stack(field) for field in zip(*items, strict=True)))
@@ -217,6 +317,12 @@ def ordered_batches(
         return source[row] if augment is None else source.draw(row, augment, np.random.default_rng([seed, row]))
 
     for first in range(0, len(source), batch_size):
+        if isinstance(source, PackedSource):
+            numbers = list(range(first, min(first + batch_size, len(source))))
+            valid = len(numbers)
+            numbers += numbers[-1:] * (batch_size - valid)
+            yield source.packed(numbers, valid, augment, [np.random.default_rng([seed, row]) for row in numbers])
+            continue
         rows = [item(row) for row in range(first, min(first + batch_size, len(source)))]
         filler = rows[-1]._replace(valid=np.bool_(False))
         yield stack(rows + [filler] * (batch_size - len(rows)))

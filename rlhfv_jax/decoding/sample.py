@@ -1,87 +1,171 @@
-"""Greedy decoding and temperature sampling with a static KV cache, one program for a batch of mixed prompt lengths."""
+"""Greedy decoding and sampling: a documented state, one pure step, and two programs around it.
 
-from collections.abc import Callable
+`start` reads the prompts and chooses the first tokens; `advance` takes steps until every row has ended or a given step
+is reached. Calling it once gives whole answers, calling it step by step gives a stream, and it is the same program.
+"""
+
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rlhfv_jax.models import vlm
-from rlhfv_jax.models.llama import KVCache, empty_cache, head_kernel
+from rlhfv_jax.decoding import processors
+from rlhfv_jax.decoding.forward import Cache, Inputs, Network, extend
+from rlhfv_jax.decoding.processors import Controls
+from rlhfv_jax.decoding.settings import GenerationSettings
+
+
+class Mode(NamedTuple):
+    """What a compiled program does at all; how much of it is in `Controls`."""
+
+    sampled: bool  # else greedy
+    limited: bool  # by top_k or top_p
+    penalized: bool
+    log_probs: bool
+    rows: int  # answers to each prompt
+
+
+def mode(settings: GenerationSettings) -> Mode:
+    """The mode of settings without beams."""
+    return Mode(
+        sampled=settings.temperature > 0,
+        limited=settings.top_k > 0 or settings.top_p < 1,
+        penalized=settings.repetition_penalty != 1,
+        log_probs=settings.log_probs,
+        rows=settings.num_answers,
+    )
 
 
 class DecodingState(NamedTuple):
-    """What one step of decoding reads and writes; R rows, N new tokens, S = T + N cache slots."""
+    """What one step reads and writes; R rows, N the most new tokens, V' the padded vocabulary."""
 
-    step: jax.Array  # int32[], tokens written so far
-    tokens: jax.Array  # int32[R, N], the answer; `pad_id` after its end
+    step: jax.Array  # int32[], tokens chosen so far
+    limit: jax.Array  # int32[], how many there may be, at most N
+    tokens: jax.Array  # int32[R, N], the answers, 0 after their ends
+    log_probs: jax.Array  # float32[R, N], of those tokens; N = 0 where nobody asks
+    lengths: jax.Array  # int32[R], tokens of the answers, the one that ends them included
+    done: jax.Array  # bool[R], the answer has ended
     last: jax.Array  # int32[R], the token to feed next
-    done: jax.Array  # bool[R], the row has ended
-    cache: KVCache
+    stops: jax.Array  # uint8[R, stop strings], the states of their automata
+    seen: jax.Array  # bool[R, V'], tokens of prompt and answer so far; V' = 0 without a penalty
+    prompt_lengths: jax.Array  # int32[R]
+    seeds: jax.Array  # uint32[R]
+    cache: Cache
 
 
-def sampler(
-    model: vlm.Muffin, *, max_new_tokens: int, temperature: float, stop_id: int, pad_id: int
-) -> Callable[[Any, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """The jitted program `(params, image, tokens, lengths, seeds) -> int32[R, N]`.
+class Progress(NamedTuple):
+    """What a state says of its answers, R of them."""
 
-    Args of the program:
-      image: uint8[B, S, S, 3]; R is a multiple of B, as in `vlm.Muffin`.
-      tokens: int32[R, T] prompts, right-padded.
-      lengths: int32[R], real tokens of each prompt.
-      seeds: uint32[R]; a row's answer depends on its own seed and prompt, not on its neighbors or the batch size.
+    tokens: jax.Array  # int32[R, N]
+    lengths: jax.Array  # int32[R]
+    log_probs: jax.Array  # float32[R, N], or N = 0
+    done: jax.Array  # bool[R], nothing about the answer will change
+    ended: jax.Array  # bool[R], where done: by an end token or a stop string
+    scores: jax.Array | None  # float32[R], what beams are ranked by
 
-    The answer ends before `stop_id`, which is not part of it; `pad_id` fills the rest. Temperature 0 is greedy.
+
+class Programs(NamedTuple):
+    """`start(params, inputs, seeds, controls, limit, slots=N) -> state`, seeds uint32[R], slots static.
+
+    `advance(params, state, controls, until, width=T) -> state`, which consumes the state it is given.
+    `progress(state, answers) -> Progress`, for so many answers to a prompt.
     """
 
-    def forward(params: Any, *args: Any, **kwargs: Any) -> Any:
-        return model.apply({"params": params}, *args, **kwargs)
+    start: Any
+    advance: Any
+    progress: Any
 
-    def choose(logits: jax.Array, seeds: jax.Array, step: jax.Array) -> jax.Array:
-        if temperature == 0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
-        return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
 
-    def next_logits(params: Any, hidden: jax.Array) -> jax.Array:
-        head = head_kernel(params["llm"])
-        logits = jnp.einsum("rd,dv->rv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return jnp.where(jnp.arange(head.shape[1]) < model.config.llm.vocab_size, logits, -jnp.inf)
+def programs(network: Network, mode: Mode) -> Programs:
+    """The jitted programs; they compile once for every set of shapes."""
+    return Programs(
+        jax.jit(partial(_start, network, mode), static_argnames="slots"),
+        jax.jit(partial(_advance, network, mode), static_argnames="width", donate_argnames="state"),
+        _progress,
+    )
 
-    def decode(params: Any, image: jax.Array, tokens: jax.Array, lengths: jax.Array, seeds: jax.Array) -> jax.Array:
-        rows, prompt = tokens.shape
-        slots = jnp.arange(prompt + max_new_tokens)
-        real = slots < lengths[:, None]  # bool[R, S], prompt slots that hold a token
 
-        # Prefill: causal over the prompt's own slots.
-        cache = empty_cache(model.config.llm, rows, prompt + max_new_tokens, model.dtype)
-        mask = real[:, None] & (slots <= jnp.arange(prompt)[:, None])
-        hidden, cache = forward(params, tokens, image, mask=mask, cache=cache)
-        last_hidden = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-        first = choose(next_logits(params, last_hidden), seeds, jnp.zeros((), jnp.int32))
+def _progress(state: DecodingState, answers: int) -> Progress:
+    return Progress(state.tokens, state.lengths, state.log_probs, state.done, state.done, None)
 
-        def write(state: DecodingState, token: jax.Array) -> DecodingState:
-            done = state.done | (token == stop_id)
-            written = state.tokens.at[:, state.step].set(jnp.where(done, pad_id, token))
-            return state._replace(step=state.step + 1, tokens=written, last=token, done=done)
 
-        def step(state: DecodingState) -> DecodingState:
-            # The token written last sits in cache slot prompt + step - 1, at position length + step - 1 of its row.
-            newest = prompt + state.step - 1
-            mask = real | ((slots >= prompt) & (slots <= newest))
-            hidden, cache = forward(
-                params,
-                state.last[:, None],
-                positions=(lengths + state.step - 1)[:, None],
-                mask=mask[:, None],
-                cache=state.cache,
-            )
-            token = choose(next_logits(params, hidden[:, 0]), seeds, state.step)
-            return write(state._replace(cache=cache), token)
+def _start(
+    network: Network,
+    mode: Mode,
+    params: Any,
+    inputs: Inputs,
+    seeds: jax.Array,
+    controls: Controls,
+    limit: jax.Array,
+    *,
+    slots: int,
+) -> DecodingState:
+    logits, cache = network.prefill(params, inputs)
+    logits, lengths = (jnp.repeat(x, mode.rows, axis=0) for x in (logits, inputs.lengths))
+    rows = logits.shape[0]
+    seen = jnp.zeros((rows, 0), bool)
+    if mode.penalized:
+        seen = processors.seen_tokens(inputs.tokens, inputs.lengths, logits.shape[1])
+        seen = jnp.repeat(seen, mode.rows, axis=0)
+    state = DecodingState(
+        step=jnp.zeros((), jnp.int32),
+        limit=jnp.asarray(limit, jnp.int32),
+        tokens=jnp.zeros((rows, slots), jnp.int32),
+        log_probs=jnp.zeros((rows, slots if mode.log_probs else 0)),
+        lengths=jnp.zeros(rows, jnp.int32),
+        done=jnp.zeros(rows, bool),
+        last=jnp.zeros(rows, jnp.int32),
+        stops=jnp.zeros((rows, controls.stop_table.shape[0]), jnp.uint8),
+        seen=seen,
+        prompt_lengths=lengths,
+        seeds=seeds,
+        cache=extend(cache, mode.rows, slots),
+    )
+    return _choose(mode, state, logits, controls)
 
-        blank = jnp.full((rows, max_new_tokens), pad_id, jnp.int32)
-        state = DecodingState(jnp.zeros((), jnp.int32), blank, first, jnp.zeros(rows, bool), cache)
-        state = write(state, first)
-        return jax.lax.while_loop(lambda s: (s.step < max_new_tokens) & ~s.done.all(), step, state).tokens
 
-    return jax.jit(decode)
+def _advance(
+    network: Network, mode: Mode, params: Any, state: DecodingState, controls: Controls, until: jax.Array, *, width: int
+) -> DecodingState:
+    def step(state: DecodingState) -> DecodingState:
+        slot = width + state.step - 1  # of the token chosen last
+        logits, cache = network.step(params, state.last, state.cache, slot, state.prompt_lengths, width)
+        return _choose(mode, state._replace(cache=cache), logits, controls)
+
+    def unfinished(state: DecodingState) -> jax.Array:
+        return (state.step < jnp.minimum(until, state.limit)) & ~state.done.all()
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def _choose(mode: Mode, state: DecodingState, logits: jax.Array, controls: Controls) -> DecodingState:
+    """Writes the next token of every row that has not ended, given its logits float32[R, V']."""
+    rows = jnp.arange(logits.shape[0])
+    scores = processors.penalize(logits, state.seen, controls.repetition_penalty) if mode.penalized else logits
+    if mode.sampled:
+        scores = scores / controls.temperature
+        if mode.limited:
+            scores = processors.limit(scores, controls.top_k, controls.top_p)
+        # A row's randomness is its own: it depends on its seed and on how far its answer is, on nothing else.
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), state.step))(state.seeds)
+        token = jax.vmap(jax.random.categorical)(keys, scores).astype(jnp.int32)
+    else:
+        token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    stops, stopped = processors.advance_stops(state.stops, token, controls)
+    seen, log_probs, open_rows = state.seen, state.log_probs, ~state.done
+    if mode.penalized:
+        seen = seen.at[rows, token].set(True)
+    if mode.log_probs:
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        log_probs = log_probs.at[:, state.step].set(jnp.where(open_rows, chosen, 0))
+    return state._replace(
+        step=state.step + 1,
+        tokens=state.tokens.at[:, state.step].set(jnp.where(open_rows, token, 0)),
+        log_probs=log_probs,
+        lengths=state.lengths + open_rows,
+        done=state.done | stopped | processors.ends(token, controls),
+        last=token,
+        stops=stops,
+        seen=seen,
+    )

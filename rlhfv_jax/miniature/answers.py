@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhfv_jax.data.chat import WORDS as TEMPLATE
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
-from rlhfv_jax.decoding.sample import sampler
+from rlhfv_jax.decoding import processors, sample
+from rlhfv_jax.decoding.forward import Inputs, Network
+from rlhfv_jax.decoding.settings import GenerationSettings
 from rlhfv_jax.metrics import Reporter
 from rlhfv_jax.miniature import captions, corpus, world
 from rlhfv_jax.models import vlm
@@ -21,7 +25,10 @@ class Answerer:
 
     def __init__(self, model: vlm.Muffin, tokenizer: MuffinTokenizer):
         self._model, self._tokenizer = model, tokenizer
-        self._programs: dict[tuple[int, float], Any] = {}
+        self._network = Network(model.config, model.dtype)
+        self._unstack, self._features = jax.jit(self._network.unstack), jax.jit(self._network.features)
+        self._programs: dict[sample.Mode, sample.Programs] = {}
+        self._stop = tokenizer.encode(TEMPLATE.end_of_turn)[-1]
 
     def describe(self, params: Any, scenes: Sequence[world.Scene], temperature: float, seed: int) -> list[str]:
         """One caption a scene. The same seed gives every model the same random numbers, for paired comparisons."""
@@ -41,7 +48,8 @@ class Answerer:
         temperature: float,
         seed: int,
     ) -> list[list[str]]:
-        program = self._program(max_new_tokens, temperature)
+        settings = GenerationSettings(max_new_tokens, temperature=temperature)
+        params = self._unstack(params)
         rows = len(questions[0])
         prompts = [[self._prompt(question) for question in group] for group in questions]
         width = max(len(prompt) for group in prompts for prompt in group)
@@ -59,7 +67,9 @@ class Answerer:
                 lengths = np.asarray([len(prompt) for prompt in flat], np.int32)
                 images = np.stack([world.draw(scenes[i]) for i in filled])
                 row_seeds = np.concatenate([seeds[i * rows : (i + 1) * rows] for i in filled])
-                out = np.asarray(program(params, images, tokens, lengths, row_seeds))[: len(picked) * rows]
+                image_of = np.repeat(np.arange(len(filled), dtype=np.int32), rows)
+                inputs = Inputs(tokens, lengths, self._features(params, images), image_of)
+                out = self._decode(params, inputs, row_seeds, settings)[: len(picked) * rows]
                 texts = [self._text(row) for row in out]
                 answers += [texts[i * rows : (i + 1) * rows] for i in range(len(picked))]
                 reporter.update(len(answers))
@@ -68,21 +78,19 @@ class Answerer:
     def _prompt(self, question: str) -> list[int]:
         return self._tokenizer.encode(TEMPLATE.prompt(question, self._model.config.tower.queries).rstrip())
 
-    def _text(self, tokens: np.ndarray) -> str:
-        return self._tokenizer.decode([int(t) for t in tokens if t != self._tokenizer.pad_id]).strip()
+    def _text(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode([t for t in tokens if t not in (self._stop, self._tokenizer.pad_id)]).strip()
 
-    def _program(self, max_new_tokens: int, temperature: float) -> Any:
-        key = (max_new_tokens, temperature)
-        if key not in self._programs:
-            stop = self._tokenizer.encode(TEMPLATE.end_of_turn)[-1]
-            self._programs[key] = sampler(
-                self._model,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                stop_id=stop,
-                pad_id=self._tokenizer.pad_id,
-            )
-        return self._programs[key]
+    def _decode(self, params: Any, inputs: Inputs, seeds: np.ndarray, settings: GenerationSettings) -> list[list[int]]:
+        mode, limit = sample.mode(settings), jnp.int32(settings.max_new_tokens)
+        if mode not in self._programs:
+            self._programs[mode] = sample.programs(self._network, mode)
+        vocabulary, program = self._network.llm.padded_vocab, self._programs[mode]
+        controls = processors.controls(settings, vocabulary, [self._stop], processors.no_stop_strings())
+        state = program.start(params, inputs, seeds, controls, limit, slots=settings.max_new_tokens)
+        state = program.advance(params, state, controls, limit, width=inputs.tokens.shape[1])
+        tokens, ends = np.asarray(state.tokens), np.asarray(state.lengths)
+        return [row[:end].tolist() for row, end in zip(tokens, ends, strict=True)]
 
 
 def ask(scenes: Sequence[world.Scene], seed: int, split: str) -> list[list[captions.Turn]]:

@@ -128,6 +128,7 @@ def alignment_config(d: Demo, run: Run, folder: Path) -> dict[str, Any]:
         "tokenizer": "",
         "dtype": "float32",
         "remat": "none",
+        "attention": "xla",
         "seed": d.seed,
         "data": {
             "path": str(folder / "pairs" / f"{run.count}.parquet"),
@@ -146,6 +147,7 @@ def alignment_config(d: Demo, run: Run, folder: Path) -> dict[str, Any]:
             "reference_augment": "none",
             "reference_dtype": "",
             "buckets": 1,
+            "layout": "rows",
         },
         "ddpo": {
             "gamma": run.align.gamma,

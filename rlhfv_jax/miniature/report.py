@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rlhfv_jax.miniature.page import tables
 from rlhfv_jax.miniature.page.exhibits import corrections_section, gallery_section
 from rlhfv_jax.miniature.page.findings import NOT_TESTED, Finding, findings, headline
-from rlhfv_jax.miniature.page.markup import Markup, element, facts, join, lines, section
 from rlhfv_jax.miniature.page.plots import scaling_section, training_section
 from rlhfv_jax.miniature.page.readings import (
     ALL,
@@ -20,17 +17,16 @@ from rlhfv_jax.miniature.page.readings import (
     VQA,
     Details,
     Metric,
-    bounds,
     difference,
     estimate,
     label,
-    number,
     temperatures,
 )
+from rlhfv_jax.reporting import document
+from rlhfv_jax.reporting.markup import Markup, element, facts, join, lines, section
+from rlhfv_jax.reporting.numbers import bounds, number
 
 TITLE = "RLHF-V in miniature"
-# Nothing may be loaded and nothing may run, whatever a text on the page says.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _SYMBOLS = {
     "shown": "✓",
     "partly shown": "◐",
@@ -56,22 +52,11 @@ def write(path: Path, details: dict, gallery: list[dict], corrections: list[dict
     Raises:
       ValueError: a character span does not fit its text.
     """
-    text = page(details, gallery, corrections)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    document.write(path, page(details, gallery, corrections))
 
 
 def page(details: Details, gallery: Sequence[Mapping[str, Any]], corrections: Sequence[Mapping[str, Any]]) -> str:
     """Build the page; arguments as in `write`."""
-    style = files("rlhfv_jax.miniature.page").joinpath("style.css").read_text(encoding="utf-8")
-    head = lines(
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", TITLE),
-        element("style", Markup(style)),
-    )
     sections = (
         _results(details),
         _scenes(details),
@@ -82,8 +67,7 @@ def page(details: Details, gallery: Sequence[Mapping[str, Any]], corrections: Se
         _honesty(details),
         _provenance(details),
     )
-    body = element("body", lines(_header(details), element("main", lines(*sections))))
-    return "<!doctype html>\n" + element("html", lines(element("head", head), body), lang="en") + "\n"
+    return document.document(TITLE, _header(details), element("main", lines(*sections)))
 
 
 def _header(details: Details) -> Markup:
@@ -164,7 +148,7 @@ def _scenes(details: Details) -> Markup:
     )
     aside = element("aside", element("p", warning), tables.paper_scenes_table(), class_="borrowed")
     return section(
-        "Over-generalization", "scenes", element("p", reading, class_="note"), tables.scenes_table(details), aside
+        "Over-generalization", "scenes", element("p", reading, class_="note"), tables.world_scenes_table(details), aside
     )
 
 

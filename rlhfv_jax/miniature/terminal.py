@@ -14,13 +14,12 @@ from rlhfv_jax.miniature.page.readings import (
     VQA,
     Details,
     Metric,
-    bounds,
     estimate,
     label,
-    number,
     ordered,
     temperatures,
 )
+from rlhfv_jax.reporting.numbers import bounds, number
 
 _COLUMNS = {
     "response_rate": "response",

@@ -26,7 +26,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from rlhfv_jax.models.layers import Dtype, LayerNorm, Linear, normal_init, rematerialised
 from rlhfv_jax.ops.attention import attention
-from rlhfv_jax.sharding import BATCH, constrain
+from rlhfv_jax.sharding import constrain
+from rlhfv_jax.structs import BATCH
 
 POSITION_OFFSET = 2  # fairseq keeps two rows for padding; the first token reads row 2
 Streams = tuple[jax.Array, jax.Array]  # image stream [B, 1+P, D], query stream [B, Q, D]

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from rlhfv_jax.models.layers import Dtype, Linear, RMSNorm, normal_init, rematerialised, rotary
-from rlhfv_jax.ops.attention import attention
-from rlhfv_jax.sharding import BATCH, constrain
+from rlhfv_jax.ops.attention import Units, attention, cached_attention
+from rlhfv_jax.sharding import constrain
+from rlhfv_jax.structs import BATCH
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,21 @@ SIZES = {"tiny": tiny, "stories260k": stories260k, "llama_7b": llama_7b, "llama_
 class KVCache(NamedTuple):
     """Keys and values of all layers, written from `cursor` on; S slots, the caller's `mask` says which are real."""
 
-    k: jax.Array  # [L, B, S, K, H]
-    v: jax.Array  # [L, B, S, K, H]
+    k: jax.Array  # [L, B, K, S, H]
+    v: jax.Array  # [L, B, K, S, H]
     cursor: jax.Array  # int32[], the next slot to write
 
 
 def empty_cache(config: LlamaConfig, batch: int, slots: int, dtype: Dtype = jnp.float32) -> KVCache:
     """A cache of zeros with `slots` static slots."""
-    shape = (config.layers, batch, slots, config.kv_heads, config.head_size)
+    shape = (config.layers, batch, config.kv_heads, slots, config.head_size)
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
 class Attention(nn.Module):
     config: LlamaConfig
     dtype: Dtype
+    backend: str = "xla"
 
     @nn.compact
     def __call__(self, x, kv, positions, lengths, mask, cursor):
@@ -101,16 +103,19 @@ class Attention(nn.Module):
         q = checkpoint_name(rotary(project("q", c.heads), positions, c.rope_theta), "q")
         k = checkpoint_name(rotary(project("k", c.kv_heads), positions, c.rope_theta), "k")
         v = checkpoint_name(project("v", c.kv_heads), "v")
-        if kv is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(kv[0], k.astype(kv[0].dtype), cursor, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(kv[1], v.astype(kv[1].dtype), cursor, axis=1)
-            kv = (k, v)
-        context = attention(
-            q, k.astype(q.dtype), v.astype(q.dtype), causal=mask is None, key_lengths=lengths, mask=mask
-        )
+        if kv is None:
+            context = attention(q, k, v, causal=mask is None, key_lengths=lengths, mask=mask, backend=self.backend)
+        else:
+            k, v = kv = _write(kv[0], k, cursor), _write(kv[1], v, cursor)
+            context = cached_attention(q, k, v, mask)
         context = checkpoint_name(context, "context")
         out = Linear([c.heads, c.head_size], [c.width], init_std=c.init_std, dtype=self.dtype, name="o")(context)
         return out, kv
+
+
+def _write(cache: jax.Array, new: jax.Array, cursor: jax.Array) -> jax.Array:
+    """The cache [B, K, S, H] with [B, T, K, H] in its slots from `cursor` on."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.swapaxes(1, 2).astype(cache.dtype), cursor, axis=2)
 
 
 class MLP(nn.Module):
@@ -129,12 +134,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     config: LlamaConfig
     dtype: Dtype
+    backend: str = "xla"
 
     @nn.compact
     def __call__(self, x, kv, positions, lengths, mask, cursor):
         c = self.config
         x = constrain(x, BATCH)
-        out, kv = Attention(c, self.dtype, name="attention")(
+        out, kv = Attention(c, self.dtype, self.backend, name="attention")(
             RMSNorm(c.norm_eps, name="attention_norm")(x), kv, positions, lengths, mask, cursor
         )
         x = checkpoint_name(x + out, "residual")
@@ -168,7 +174,7 @@ class Llama(nn.Module):
       tokens: int32[B, T].
       positions: int32[B, T], rotary positions; default 0..T-1.
       lengths: int32[B], real tokens of right-padded rows; attention is causal.
-      mask: bool[B, T, S] instead of causal attention with lengths: left padding, packing, decoding.
+      mask: bool[B, T, S] instead of causal attention with lengths: left padding, decoding; or the units of a buffer.
       cache: keys and values of earlier calls (needs `mask`); the new ones are written at `cache.cursor`.
       edit_embeds: changes the embeddings [B, T, D] before the first block; a vision tower's outputs enter here.
 
@@ -180,6 +186,7 @@ class Llama(nn.Module):
     config: LlamaConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    backend: str = "xla"  # of attention, see `ops.attention`
 
     @nn.compact
     def __call__(
@@ -187,7 +194,7 @@ class Llama(nn.Module):
         tokens: jax.Array,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: jax.Array | Units | None = None,
         cache: KVCache | None = None,
         edit_embeds: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -206,7 +213,7 @@ class Llama(nn.Module):
             out_axes=0,
             length=c.layers,
             unroll=c.unroll,
-        )(c, self.dtype, name="layers")
+        )(c, self.dtype, self.backend, name="layers")
         x, kv = layers(x, kv, positions, lengths, mask, cursor)
         if self.is_initializing():
             Head(c, name="head")()  # declared here, applied outside

@@ -19,7 +19,9 @@ from rlhfv_jax.models import beit3, llama
 from rlhfv_jax.models.beit3 import Beit3, Beit3Config
 from rlhfv_jax.models.layers import Dtype, Linear
 from rlhfv_jax.models.llama import KVCache, Llama, LlamaConfig, head_kernel
+from rlhfv_jax.ops.attention import Units, tree_mask
 from rlhfv_jax.ops.logprobs import token_log_probs
+from rlhfv_jax.structs import PackedBatch
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class Muffin(nn.Module):
       tokens: int32[R, T]; R is a multiple of B, and row r belongs to image r // (R // B), so that a pair's two rows
         share one encoding. A row holds Q image tokens, or none (then its image is ignored); `check_image_tokens` says
         so where it does not, and is called here for tokens that are values, not traced.
-      image: uint8[B, S, S, 3] or float32 already in [-1, 1]; None for text-only rows and later decoding steps.
+      image: uint8[B, S, S, 3] or float32 already in [-1, 1]; or [B, Q, E], what the tower says of it (`tower_outputs`);
+        None for text-only rows and later decoding steps.
       positions, lengths, mask, cache: as in `Llama`.
+      slots: int32[R, P*Q], for buffers of P = B // R pairs each: where in its row every image token stands, T for none.
 
     Returns:
       hidden [R, T, D] and the cache.
@@ -48,6 +52,7 @@ class Muffin(nn.Module):
     config: MuffinConfig
     dtype: Dtype = jnp.float32
     remat: str = "none"
+    backend: str = "xla"  # of the language model's attention; the tower's 849 tokens without padding suit XLA
 
     @nn.compact
     def __call__(
@@ -56,30 +61,47 @@ class Muffin(nn.Module):
         image: jax.Array | None = None,
         positions: jax.Array | None = None,
         lengths: jax.Array | None = None,
-        mask: jax.Array | None = None,
+        mask: jax.Array | Units | None = None,
         cache: KVCache | None = None,
+        slots: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
         edit = None
         if image is not None:
-            check_rows(tokens.shape[0], image.shape[0])
-            if not isinstance(tokens, jax.core.Tracer):
+            if slots is None:
+                check_rows(tokens.shape[0], image.shape[0])
+            if slots is None and not isinstance(tokens, jax.core.Tracer):
                 check_image_tokens(tokens, c, lengths)
-            features = Beit3(c.tower, self.dtype, self.remat, name="tower")(normalize(image))
-            features = Linear(
-                [c.tower.width],
-                [c.llm.width],
-                use_bias=True,
-                init_std=c.llm.init_std,
-                dtype=self.dtype,
-                name="projector",
-            )(features)
-            features = jnp.repeat(features, tokens.shape[0] // image.shape[0], axis=0)
+            seen = image if image.ndim == 3 else tower(c, self.dtype, self.remat)(normalize(image))
+            features = projector(c, self.dtype)(seen)
+            if slots is None:
+                features = jnp.repeat(features, tokens.shape[0] // image.shape[0], axis=0)
 
             def edit(embeds: jax.Array) -> jax.Array:
+                if slots is not None:
+                    return paste(embeds, features, slots)
                 return splice(embeds, features, tokens == c.image_token)
 
-        return Llama(c.llm, self.dtype, self.remat, name="llm")(tokens, positions, lengths, mask, cache, edit)
+        return Llama(c.llm, self.dtype, self.remat, self.backend, name="llm")(
+            tokens, positions, lengths, mask, cache, edit
+        )
+
+
+def tower(config: MuffinConfig, dtype: Dtype = jnp.float32, remat: str = "none") -> Beit3:
+    """The module of the parameters under tower/: images in [-1, 1] -> [B, Q, E]."""
+    return Beit3(config.tower, dtype, remat, name="tower")
+
+
+def tower_outputs(model: Muffin, params: Any, image: jax.Array) -> jax.Array:
+    """uint8[B, S, S, 3] -> [B, Q, E] in the model's dtype, which the model takes in the image's place."""
+    outputs: Any = tower(model.config, model.dtype).apply({"params": params["tower"]}, normalize(image))
+    return outputs
+
+
+def projector(config: MuffinConfig, dtype: Dtype = jnp.float32) -> Linear:
+    """The module of the parameters under projector/: [B, Q, E] -> [B, Q, D]."""
+    std = config.llm.init_std
+    return Linear([config.tower.width], [config.llm.width], use_bias=True, init_std=std, dtype=dtype, name="projector")
 
 
 def normalize(image: jax.Array) -> jax.Array:
@@ -98,6 +120,14 @@ def splice(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.Arra
     order = jnp.clip(jnp.cumsum(slots, axis=1) - 1, 0, features.shape[1] - 1)
     placed = jax.vmap(lambda rows, index: rows[index])(features, order)  # whole rows: their gradient is a cheap scatter
     return jnp.where(slots[..., None], placed.astype(embeds.dtype), embeds)
+
+
+def paste(embeds: jax.Array, features: jax.Array, slots: jax.Array) -> jax.Array:
+    """Puts each pair's features where its buffer has room for them: embeds [G, N, D], features [B, Q, D],
+    slots int32[G, P*Q] -> [G, N, D]; a slot of N is nowhere."""
+    features = features.reshape(*slots.shape, -1).astype(embeds.dtype)
+    put = jax.vmap(lambda rows, at, values: rows.at[at].set(values, mode="drop"))
+    return put(embeds, slots, features)
 
 
 def check_rows(rows: int, images: int) -> None:
@@ -134,6 +164,19 @@ def log_probs(model: Muffin, params: Any, image: Any, tokens: Any, labels: Any, 
     """Per-target log-probs of right-padded rows, [R, T], [R, T-1], [R] -> float32[R, T-1]."""
     hidden, _ = model.apply({"params": params}, tokens, image, lengths=lengths)
     return token_log_probs(hidden[:, :-1], head_kernel(params["llm"]), labels, model.config.llm.vocab_size)
+
+
+def packed_log_probs(model: Muffin, params: Any, batch: PackedBatch) -> jax.Array:
+    """float32[B, 2, K], the log-prob of every target of chosen and rejected; 0 where there is none."""
+    units = Units(batch.unit, batch.place, tree_mask(batch.segment))
+    hidden, _ = model.apply(
+        {"params": params}, batch.tokens, batch.image, positions=batch.positions, mask=units, slots=batch.slots
+    )
+    predicting = jax.vmap(lambda rows, index: rows[index])(hidden, batch.head)
+    logps = token_log_probs(predicting, head_kernel(params["llm"]), batch.labels, model.config.llm.vocab_size)
+    pick = batch.pick.reshape(len(logps), -1)
+    picked = jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=0.0))(logps, pick)
+    return picked.reshape(batch.pick.shape)
 
 
 def muffin_13b(vocab_size: int = 32_004, image_token: int = 32_001) -> MuffinConfig:

@@ -1,6 +1,50 @@
-"""The only place that knows attention back ends."""
+"""The only place that knows attention back ends.
+
+    xla      any mask, any length, everywhere; holds the scores [B, N, T, S] in float32. The reference and the default.
+    cudnn    NVIDIA, 16-bit, even lengths; a mask becomes a bias, still T*S numbers, but no scores are held.
+    splash   TPU; skips blocks that the mask leaves empty. Each sequence has a mask of its own, given at run time.
+    auto     cudnn or splash where they run and T is over 512, else xla
+
+Never merge two attention calls by their residuals under a gradient: JAX's are wrong there.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec as P
+
+from rlhfv_jax.structs import BATCH
+
+BACKENDS = ("xla", "cudnn", "splash", "auto")
+LONG = 512  # tokens; up to here the scores cost little
+BLOCK = 128  # splash takes whole blocks
+
+
+class Units(NamedTuple):
+    """Sequences that lie end to end in buffers [G, N]: where each token is, and who sees whom."""
+
+    source: jax.Array  # int32[G, P, T], places in the buffer; N where a unit is shorter
+    place: jax.Array  # int32[G, N], places in the units (P T); P*T where the buffer is empty
+    mask: jax.Array  # bool[G*P, T, T]
+
+
+def tree_mask(segment: jax.Array) -> jax.Array:
+    """Who sees whom in a unit [prefix | chosen | rejected]; segment int8[G, P, T] as in PackedBatch -> bool[G*P, T, T].
+
+    prefix   # . . .       the prefix sees itself, each answer the prefix and itself,
+    prefix   # # . .       all of it only what comes before
+    chosen   # # # .
+    rejected # # . #
+    """
+    segment = segment.reshape(-1, segment.shape[-1])
+    index = jnp.arange(segment.shape[-1])
+    key, query = segment[:, None, :], segment[:, :, None]
+    visible = ((key == 0) | (key == query)) & (index[None, :] <= index[:, None])
+    return visible | (index[None, :] == index[:, None])  # padding sees itself, so that its softmax is defined
 
 
 def attention(
@@ -10,7 +54,8 @@ def attention(
     *,
     causal: bool = False,
     key_lengths: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    mask: jax.Array | Units | None = None,
+    backend: str = "xla",
 ) -> jax.Array:
     """Scaled dot-product attention, scale 1/sqrt(H), softmax in float32.
 
@@ -19,13 +64,119 @@ def attention(
       k, v: [B, S, K, H] keys and values; N is a multiple of K (grouped-query attention).
       causal: query t sees keys 0..t.
       key_lengths: int32[B]; keys from there on are padding. Costs no mask tensor.
-      mask: bool[B, T, S], true where query t may see key s; for what the two above cannot say.
+      mask: bool[B, T, S], true where query t may see key s; for what the two above cannot say. Or the units that q, k
+        and v [G, N, ...] are made of: attention then is within each unit.
+      backend: one of BACKENDS.
 
     Returns:
       [B, T, N, H] in the dtype of q.
     """
+    if isinstance(mask, Units):
+        gathered = (_to_units(x, mask) for x in (q, k, v))
+        return _to_buffer(attention(*gathered, mask=mask.mask, backend=backend), mask)
+    backend = automatic(q) if backend == "auto" else backend
+    if backend == "splash":
+        return _splash(q, k, v, _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask))
+    implementation: Any = backend
     if mask is not None:
         mask = mask[:, None]  # one mask for all heads
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation="xla"
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=key_lengths, implementation=implementation
     )
+
+
+def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """The same attention over a cache whose heads come before its slots, so that no step moves it to compute with it.
+
+    Args:
+      q: [B, T, N, H] queries.
+      k, v: [B, K, S, H] keys and values; N is a multiple of K.
+      mask: bool[B, T, S], true where query t may see slot s.
+
+    Returns:
+      [B, T, N, H] in the dtype of q.
+    """
+    group = q.shape[2] // k.shape[1]
+    q, k, v = rearrange(q, "b t (k g) h -> b k (g t) h", g=group), k.astype(q.dtype), v.astype(q.dtype)
+    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    seen = jnp.tile(mask[:, None], (1, 1, group, 1))
+    weights = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
+    return rearrange(jnp.einsum("bkqs,bksh->bkqh", weights, v), "b k (g t) h -> b t (k g) h", g=group)
+
+
+def automatic(q: jax.Array) -> str:
+    """The back end of "auto" for queries like these, on the platform that JAX runs on."""
+    _, length, _, size = q.shape
+    if length <= LONG:
+        return "xla"
+    if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and length % 2 == 0 and size % 8 == 0 and size <= 128:
+        return "cudnn"
+    return "splash" if jax.default_backend() == "tpu" else "xla"
+
+
+def _whole_mask(shape: tuple, keys: int, causal: bool, key_lengths: jax.Array | None, mask: jax.Array | None):
+    """bool[B, T, S] that says what the three say together."""
+    whole = jnp.ones((shape[0], shape[1], keys), bool) if mask is None else mask
+    if causal:
+        whole &= jnp.tri(shape[1], keys, dtype=bool)
+    if key_lengths is not None:
+        whole &= jnp.arange(keys) < key_lengths[:, None, None]
+    return whole
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """Splash attention with a mask for each sequence; lengths are padded to whole blocks. Interpreted off a TPU."""
+    length = q.shape[1]
+    if k.shape[1] != length:
+        raise ValueError(f"splash attention is for as many keys as queries; got {k.shape[1]} and {length}")
+    room = -length % BLOCK
+    q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q * q.shape[-1] ** -0.5, k, v))
+    mask = jnp.pad(mask, ((0, 0), (0, room), (0, room))) | jnp.eye(length + room, dtype=bool)  # no row sees nothing
+    call = jax.vmap(_splash_one)
+    if not jax.sharding.get_abstract_mesh().empty:  # the partitioner cannot cut a kernel, we can
+        heads = P(BATCH, None, "tensor")
+        call = jax.shard_map(call, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
+    return call(q, k, v, mask)[:, :length]
+
+
+def _splash_one(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    heads, length, _ = q.shape[1], *mask.shape
+    block = next(size for size in (512, 256, BLOCK) if length % size == 0)
+    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    blocks: dict[str, Any] = dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block)
+    sizes = splash.BlockSizes(**blocks)
+    make = partial(splash.make_splash_mha, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    kernel = make(jnp.broadcast_to(mask, (heads, length, length)), interpret=jax.default_backend() != "tpu")
+    for name in ("fwd_mask_info", "dq_mask_info", "dkv_mask_info"):  # a flag that jax 0.10.2 turns into a tracer
+        setattr(kernel, name, getattr(kernel, name)._replace(is_dynamic_mask=True))
+    return kernel(*(x.swapaxes(0, 1) for x in (q, k, v))).swapaxes(0, 1).astype(q.dtype)
+
+
+def _to_units(x: jax.Array, units: Units) -> jax.Array:
+    """[G, N, ...] -> [G*P, T, ...]; zeros where a unit is shorter."""
+    groups, room, length = units.source.shape
+    moved = _moved(x, units.source.reshape(groups, room * length), units.place)
+    return moved.reshape(groups * room, length, *x.shape[2:])
+
+
+def _to_buffer(x: jax.Array, units: Units) -> jax.Array:
+    """[G*P, T, ...] -> [G, N, ...]; zeros where the buffer is empty."""
+    groups, room, length = units.source.shape
+    flat = x.reshape(groups, room * length, *x.shape[2:])
+    return _moved(flat, units.place, units.source.reshape(groups, room * length))
+
+
+@jax.custom_vjp
+def _moved(x: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
+    """out[g, m] = x[g, source[g, m]], zero where there is no such place; x [G, N, ...], source int32[G, M].
+
+    `target` int32[G, N] is the inverse, and the gradient a gather by it: JAX's own would be a scatter.
+    """
+    del target
+    return jax.vmap(lambda rows, index: rows.at[index].get(mode="fill", fill_value=0))(x, source)
+
+
+_moved.defvjp(
+    lambda x, source, target: (_moved(x, source, target), (source, target)),
+    lambda where, g: (_moved(g, where[1], where[0]), None, None),
+)

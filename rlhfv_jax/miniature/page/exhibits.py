@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rlhfv_jax.miniature.page.markup import Markup, element, join, lines, picture, section
-from rlhfv_jax.miniature.page.readings import Details, label, number, ordered
+from rlhfv_jax.miniature.page.readings import Details, label, ordered
+from rlhfv_jax.reporting.marked import marked
+from rlhfv_jax.reporting.markup import Markup, element, join, lines, picture, section
+from rlhfv_jax.reporting.numbers import number
 
 TYPES = {
     "object": "object",
@@ -16,26 +18,6 @@ TYPES = {
     "misc": "place",
 }
 """The paper's segment types and what they are called in this world, where the only attribute is the color."""
-
-
-def marked(text: str, spans: Sequence[Mapping[str, Any]], tag: str) -> Markup:
-    """Wrap the spans' characters in `tag`, typed, and change nothing else of the text.
-
-    Raises:
-      ValueError: a span is empty, reaches past the text or overlaps the one before.
-    """
-    parts: list[str] = []
-    at = 0
-    for span in sorted(spans, key=lambda one: (one["start"], one["end"])):
-        start, end = span["start"], span["end"]
-        if not at <= start < end <= len(text):
-            raise ValueError(
-                f"Span {start}:{end} of {text!r} ({len(text)} characters) is empty, past its end or overlaps another."
-            )
-        kind = TYPES.get(span["type"], span["type"])
-        parts += [text[at:start], element(tag, text[start:end], class_=f"t-{_style(span)}", data_type=kind)]
-        at = end
-    return join([*parts, text[at:]])
 
 
 def gallery_section(gallery: Sequence[Mapping[str, Any]]) -> Markup:
@@ -100,7 +82,7 @@ def _answer(name: str, answer: Mapping[str, Any]) -> Markup:
     errors = answer["errors"]
     count = "no error" if not errors else "1 error" if len(errors) == 1 else f"{len(errors)} errors"
     head = element("h3", name, " ", element("span", count, class_="count bad" if errors else "count good"))
-    text = element("p", marked(answer["text"], errors, "mark"), class_="text")
+    text = element("p", marked(answer["text"], errors, "mark", TYPES), class_="text")
     notes = [_note(answer["text"], error) for error in sorted(errors, key=lambda one: one["start"])]
     told = element("p", join(notes, "; "), class_="notes") if notes else ""
     return element("div", lines(head, text, told), class_="answer")
@@ -126,9 +108,5 @@ def _pair(item: Mapping[str, Any]) -> Markup:
 
 
 def _half(title: str, text: str, segments: Sequence[Mapping[str, Any]], tag: str) -> Markup:
-    body = element("p", marked(text, segments, tag), class_="text typed")
+    body = element("p", marked(text, segments, tag, TYPES), class_="text typed")
     return element("div", lines(element("h3", title), body), class_="answer")
-
-
-def _style(span: Mapping[str, Any]) -> str:
-    return span["type"] if span["type"] in TYPES else "misc"

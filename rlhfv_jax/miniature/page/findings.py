@@ -18,14 +18,13 @@ from rlhfv_jax.miniature.page.readings import (
     Details,
     Difference,
     Metric,
-    bounds,
     difference,
     estimate,
     label,
-    number,
     relative,
     temperatures,
 )
+from rlhfv_jax.reporting.numbers import bounds, number
 
 Verdict = Literal["shown", "partly shown", "within noise", "mixed", "opposite", "no loss found"]
 NOT_TESTED = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlhfv_jax.miniature.page.charts import STYLES, Series, legend, lines_chart, points_chart
-from rlhfv_jax.miniature.page.markup import Markup, element, section
 from rlhfv_jax.miniature.page.readings import COVERAGE, RESPONSE, Details, label
 from rlhfv_jax.miniature.page.tables import scaling_table
+from rlhfv_jax.reporting.charts import STYLES, Series, legend, lines_chart, points_chart
+from rlhfv_jax.reporting.markup import Markup, element, section
 
 _PANELS: tuple[tuple[str, str, tuple[float, float] | None], ...] = (
     ("loss", "Loss", None),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlhfv_jax.miniature.page.markup import Markup, element, join, lines, scrolling
 from rlhfv_jax.miniature.page.readings import (
     METRICS,
     OVERGENERALIZATION,
@@ -13,13 +12,15 @@ from rlhfv_jax.miniature.page.readings import (
     Details,
     Difference,
     Metric,
-    bounds,
     estimate,
     label,
-    number,
     ordered,
     relative,
 )
+from rlhfv_jax.reporting import published
+from rlhfv_jax.reporting.markup import Markup, element, join
+from rlhfv_jax.reporting.numbers import bounds, number
+from rlhfv_jax.reporting.tables import column_head, scenes_table, table
 
 _HEADS = {
     "response_rate": "Response rate",
@@ -36,22 +37,19 @@ _HEADS = {
 }
 _ARROWS = {"lower": "↓", "higher": "↑", None: ""}
 
-# Tables 1 and 3 of the paper: Object HalBench response and mention; MHumanEval all, number, position; VQAv2.
+
+def _paper_row(row: published.Main | published.Ablation) -> tuple[float | None, ...]:
+    """Object HalBench response and mention; MHumanEval objects, all, number, position; VQAv2."""
+    objhal = (row.objhal_response, row.objhal_mention) if isinstance(row, published.Main) else (None, None)
+    return (*objhal, row.mhe_object, row.mhe_all, row.mhe_number, row.mhe_position, row.vqa)
+
+
 _PAPER_HEADS = ("ObjHal response", "ObjHal mention", "MHE objects", "MHE all", "MHE number", "MHE position", "VQAv2")
 _PAPER_ROWS: dict[str, tuple[float | None, ...]] = {
-    "Muffin (base)": (50.5, 24.5, 33.6, 74.7, 26.0, 16.4, None),
-    "IT-VQA only": (None, None, 34.3, 65.1, 17.1, 17.1, 80.0),
-    "Vanilla DPO": (None, None, 21.9, 57.5, 11.6, 11.6, 80.0),
-    "RLHF-V (DDPO)": (12.2, 7.5, 21.9, 55.5, 14.4, 7.5, 80.0),
-}
-_PAPER_KINDS = ("living room", "kitchen", "bathroom", "street")
-# Table 2 of the paper: (H_a, H_s, delta) per kind of place, then the mean delta.
-_PAPER_SCENES: dict[str, tuple[tuple[tuple[float, float, float], ...], float]] = {
-    "LLaVA-1.5": (((25.2, 41.8, 16.6), (18.9, 23.9, 5.0), (22.4, 30.4, 8.0), (20.6, 28.0, 7.4)), 9.2),
-    "LLaVA-RLHF": (((23.7, 34.5, 10.8), (13.1, 17.4, 4.3), (18.2, 19.5, 1.4), (18.3, 22.7, 4.4)), 5.2),
-    "QWEN-VL": (((24.5, 34.5, 10.0), (16.4, 20.8, 4.4), (21.6, 17.5, -4.1), (22.5, 32.0, 9.5)), 5.0),
-    "RLHF-V": (((5.5, 8.0, 2.5), (3.8, 5.9, 2.1), (4.1, 4.0, -0.1), (2.3, 4.6, 2.3)), 1.7),
-    "GPT-4V": (((8.2, 19.4, 11.2), (4.6, 5.7, 1.1), (5.9, 13.3, 7.5), (4.2, 4.6, 0.4)), 5.0),
+    "Muffin (base)": _paper_row(published.TABLE_1["Muffin"]),
+    "IT-VQA only": _paper_row(published.TABLE_3["w/ IT-VQA only"]),
+    "Vanilla DPO": _paper_row(published.TABLE_3["w/ vanilla DPO"]),
+    "RLHF-V (DDPO)": _paper_row(published.TABLE_1["RLHF-V"]),
 }
 
 
@@ -69,13 +67,13 @@ def rates_table(details: Details, temperature: str, full: bool) -> Markup:
         for at, name in enumerate(models)
     ]
     caption = f"Hallucination by model at T = {temperature}"
-    return _table(caption, element("tr", element("th", "Model", scope="col"), *heads), rows)
+    return table(caption, element("tr", element("th", "Model", scope="col"), *heads), rows)
 
 
 def paper_table() -> Markup:
     """Build the paper's Tables 1 and 3, the change relative to its base model in small type."""
     base = _PAPER_ROWS["Muffin (base)"]
-    heads = [element("th", "Model (13B)", scope="col"), *(_column_head(name) for name in _PAPER_HEADS)]
+    heads = [element("th", "Model (13B)", scope="col"), *(column_head(name) for name in _PAPER_HEADS)]
     rows = []
     for name, values in _PAPER_ROWS.items():
         cells = []
@@ -84,10 +82,10 @@ def paper_table() -> Markup:
             small = [] if change is None else [element("small", f"{number(change, signed=True)}%")]
             cells.append(element("td", number(value), *small))
         rows.append(element("tr", element("th", name, scope="row"), *cells))
-    return _table("The paper's Tables 1 and 3", element("tr", *heads), rows, "paper")
+    return table("The paper's Tables 1 and 3", element("tr", *heads), rows, "paper")
 
 
-def scenes_table(details: Details) -> Markup:
+def world_scenes_table(details: Details) -> Markup:
     """Build the over-generalization table, a group of columns per kind of place."""
     entries = {name: details["models"][name].get("overgeneralization") for name in ordered(details["models"])}
     present = {name: entry for name, entry in entries.items() if entry}
@@ -96,12 +94,12 @@ def scenes_table(details: Details) -> Markup:
     for name, entry in present.items():
         cells = [[entry["kinds"].get(kind, {}).get(key) for key in ("h_a", "h_s", "delta")] for kind in kinds]
         rows[label(name)] = (cells, entry["mean_delta"]["value"])
-    return _scenes("Over-generalization per kind of place", kinds, rows)
+    return scenes_table("Over-generalization per kind of place", kinds, rows)
 
 
 def paper_scenes_table() -> Markup:
     """Build the paper's Table 2."""
-    return _scenes("The paper's Table 2", _PAPER_KINDS, _PAPER_SCENES, "paper")
+    return scenes_table("The paper's Table 2", published.SCENES, published.TABLE_2, "paper")
 
 
 def differences_table(details: Details) -> Markup:
@@ -116,7 +114,7 @@ def differences_table(details: Details) -> Markup:
         cells = [_difference_cell(entry.get(metric.key), metric) for metric in metrics]
         rows.append(element("tr", element("th", name, scope="row"), *cells))
     heads = [element("th", "Difference", scope="col"), *(_head(metric) for metric in metrics)]
-    return _table("Paired differences, in points", element("tr", *heads), rows)
+    return table("Paired differences, in points", element("tr", *heads), rows)
 
 
 def scaling_table(details: Details) -> Markup:
@@ -127,16 +125,16 @@ def scaling_table(details: Details) -> Markup:
     for point in points:
         cells = [_estimate_cell(point.get(key), 1, best=False) for key in keys]
         rows.append(element("tr", element("th", str(point["pairs"]), scope="row"), *cells))
-    heads = [element("th", "Pairs", scope="col"), *(_column_head(_HEADS[key]) for key in keys)]
-    return _table("Rates by number of pairs", element("tr", *heads), rows)
+    heads = [element("th", "Pairs", scope="col"), *(column_head(_HEADS[key]) for key in keys)]
+    return table("Rates by number of pairs", element("tr", *heads), rows)
 
 
 def stages_table(stages: Sequence[Mapping[str, Any]]) -> Markup:
     """Build the table of stage times with their sum."""
     rows = [_stage(str(one["name"]), one["seconds"], one["cpu_seconds"]) for one in stages]
     total = _stage("Total", sum(one["seconds"] for one in stages), sum(one["cpu_seconds"] for one in stages))
-    heads = [_column_head(name) for name in ("Wall seconds", "CPU seconds")]
-    return _table("Stage times", element("tr", element("th", "Stage", scope="col"), *heads), rows, foot=total)
+    heads = [column_head(name) for name in ("Wall seconds", "CPU seconds")]
+    return table("Stage times", element("tr", element("th", "Stage", scope="col"), *heads), rows, foot=total)
 
 
 def _stage(name: str, *seconds: float) -> Markup:
@@ -181,47 +179,6 @@ def _difference_cell(entry: Mapping[str, float] | None, metric: Metric) -> Marku
     return element("td", number(change.value, metric.digits, signed=True), small, word)
 
 
-def _scenes(
-    caption: str,
-    kinds: Sequence[str],
-    rows: Mapping[str, tuple[Sequence[Sequence[float | None]], float]],
-    class_: str | None = None,
-) -> Markup:
-    top = [element("th", "Model", scope="col", rowspan=2)]
-    top += [element("th", kind.capitalize(), scope="colgroup", colspan=3, class_="group") for kind in kinds]
-    top.append(element("th", "Mean Δ", scope="col", rowspan=2, class_="group"))
-    names = (join(["H", element("sub", "a")]), join(["H", element("sub", "s")]), "Δ")
-    under = [
-        element("th", name, scope="col", class_="group" if at == 0 else None)
-        for _ in kinds
-        for at, name in enumerate(names)
-    ]
-    body = []
-    for model, (triples, mean) in rows.items():
-        cells = [
-            element("td", number(value, signed=at == 2), class_="group" if at == 0 else None)
-            for triple in triples
-            for at, value in enumerate(triple)
-        ]
-        last = element("td", number(mean, signed=True), class_="group")
-        body.append(element("tr", element("th", model, scope="row"), *cells, last))
-    return _table(caption, lines(element("tr", *top), element("tr", *under)), body, class_)
-
-
 def _head(metric: Metric) -> Markup:
     arrow = _ARROWS[metric.better]
-    return _column_head(_HEADS[metric.key], f"{metric.better} is better" if metric.better else None, arrow)
-
-
-def _column_head(name: str, title: str | None = None, arrow: str = "") -> Markup:
-    mark = ["\N{NO-BREAK SPACE}", element("span", arrow, class_="arrow", title=title)] if arrow else []
-    return element("th", name, *mark, scope="col")
-
-
-def _table(
-    caption: str, heads: Markup, rows: Sequence[Markup], class_: str | None = None, foot: Markup | None = None
-) -> Markup:
-    parts = [element("caption", caption), element("thead", heads), element("tbody", join(rows, "\n"))]
-    if foot is not None:
-        parts.append(element("tfoot", foot))
-    return scrolling(element("table", lines(*parts), class_=class_), caption)
+    return column_head(_HEADS[metric.key], f"{metric.better} is better" if metric.better else None, arrow)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhfv_jax.miniature.page.markup import Markup, element, join, lines
+from rlhfv_jax.reporting.markup import Markup, element, join, lines
 
 WIDTH, HEIGHT = 400, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 34, 44

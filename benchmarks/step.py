@@ -1,0 +1,106 @@
+"""Pairs per second of one DDPO update: PyTorch the official way and tuned, our rows, our packed pairs; one run.
+
+    python benchmarks/step.py --out=step.json
+
+The same weights, converted, the same batch, the same loss (checked before any timing). `official`: two rows a pair, an
+image for each, all logits, checkpointing, AdamW. `tuned`: one image a pair, logits of the targets alone, nothing
+recomputed, torch.compile where --compile says so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import protocol
+import torch
+import torch_muffin
+from absl import app, flags
+from pairs import SMALL, random_pairs
+
+from rlhfv_jax import losses, optim, sharding, steps
+from rlhfv_jax.data import packing
+from rlhfv_jax.models import vlm
+
+_PAIRS = flags.DEFINE_integer("pairs", 8, "Pairs of a batch.")
+_ANSWER = flags.DEFINE_float("answer", 94.0, "Mean tokens of an answer.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Rounds, each of them A B B A.")
+_COMPILE = flags.DEFINE_bool("compile", True, "torch.compile in the tuned step.")
+_ONLY = flags.DEFINE_list("only", "official,tuned,rows,packed", "Contenders.")
+_OUT = flags.DEFINE_string("out", "", "A JSON file to write.")
+BETA, LR = 0.5, 5e-7
+
+
+def torch_step(params: Any, batch: Any, name: str) -> Callable[[], float]:
+    official = name == "official"
+    model = torch_muffin.TorchMuffin(SMALL, recompute=official)
+    model.load(params)
+    b = torch_muffin.arrays(batch, "cpu")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=not official)
+    loss_fn = torch_muffin.official_loss if official else torch_muffin.tuned_loss
+    if not official and _COMPILE.value:
+        model.lm.model = torch.compile(model.lm.model)
+        model.tower = torch.compile(model.tower)
+
+    def step() -> float:
+        loss = loss_fn(model, b, BETA)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+def jax_step(params: Any, batch: Any) -> Callable[[], float]:
+    mesh = sharding.make_mesh(fsdp=1)
+    with jax.set_mesh(mesh):
+        model = vlm.Muffin(SMALL)
+        updater = steps.Updater(optim.adamw(lambda _: LR), lambda _: LR, optim.trainable_mask(params, "full"))
+        state = updater.init(jax.device_put(jax.tree.map(jnp.array, params), sharding.shardings(params, mesh)))
+        update = updater.step(steps.preference_loss(model, losses.Preference(BETA)), mesh, state)
+        placed = sharding.put(batch, mesh)
+
+    def step() -> float:
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state, metrics = update(state, placed)
+            jax.block_until_ready(state)
+            return float(metrics["loss"])
+
+    return step
+
+
+def main(_: list[str]) -> None:
+    batch = random_pairs(_PAIRS.value, answer=_ANSWER.value)
+    packed = packing.from_rows(batch, image_token=SMALL.image_token, queries=SMALL.tower.queries)
+    params = jax.jit(lambda key: vlm.init(vlm.Muffin(SMALL), key))(jax.random.key(0))
+    makers: dict[str, Callable[[], Callable[[], float]]] = {
+        "official": lambda: torch_step(params, batch, "official"),
+        "tuned": lambda: torch_step(params, batch, "tuned"),
+        "rows": lambda: jax_step(params, batch),
+        "packed": lambda: jax_step(params, packed),
+    }
+    contenders = {name: makers[name]() for name in _ONLY.value}
+    first = {name: step() for name, step in contenders.items()}
+    protocol.gate(first, 1e-5)
+    seconds = protocol.abba(contenders, _REPEATS.value)
+    medians = {name: protocol.quartiles(values) for name, values in seconds.items()}
+    rows = [
+        {
+            "step": name,
+            "seconds": found["median"],
+            "q1": found["q1"],
+            "q3": found["q3"],
+            "pairs/s": _PAIRS.value / found["median"],
+            **{f"x {other}": medians[other]["median"] / found["median"] for other in medians},
+        }
+        for name, found in medians.items()
+    ]
+    tokens = {"real rows": int(batch.lengths.sum()), "rows": batch.tokens.size, "packed": packed.tokens.size}
+    protocol.report(f"one update of {_PAIRS.value} pairs", rows, _OUT.value, losses=first, tokens=tokens)
+
+
+if __name__ == "__main__":
+    app.run(main)

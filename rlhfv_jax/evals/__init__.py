@@ -1,0 +1,1 @@
+"""Benchmarks, one pure file each, over answer files of one form."""
