@@ -1,84 +1,54 @@
-// One item being worked on: its text, segments and types; saving that survives a lost server, tab or connection.
+// An item at work: a draft with a server behind it; saving survives a lost server, tab or connection.
 
 import { call, operationId } from "./api.js";
-import { inherited, normalized, segments, shifted, tokens } from "./diff.js";
+import { Draft } from "./draft.js";
 
-const PAUSE = 800; // ms after the last key until a draft is saved
+const PAUSE = 800; // ms after the last change until a draft is saved
 const LONGEST_PAUSE = 15000; // between tries while the server is away
 const IDLE = 30000; // a longer gap between two actions is no work
 const HEARTBEAT = 300000;
 
-const same = (a, b) => a.src0 === b.src0 && a.src1 === b.src1 && a.dst0 === b.dst0 && a.dst1 === b.dst1;
-
-export class Work {
+export class Work extends Draft {
   constructor(project, person, changed) {
-    this.project = project;
+    super(project);
     this.person = person;
     this.changed = changed;
-    this.labels = project.kind === "mhumaneval";
-    this.item = null;
-    this.pulse = setInterval(() => this.heartbeat(), HEARTBEAT);
+    this.problems = [];
+    this.confirming = this.note = "";
+    this.edits = this.savedEdits = this.lastAction = 0;
   }
-
-  // --- opening
 
   async open(id) {
     const item = await call("GET", `/api/items/${id}`);
-    this.item = item;
-    this.points = [...item.response];
-    this.words = tokens(item.response);
-    this.note = "";
-    this.conflict = null;
-    this.problems = [];
-    this.confirming = null;
-    this.current = 0;
-    this.take(item.annotation || this.fresh());
+    this.begin(item);
     this.status = item.annotation ? "saved" : "new";
-    this.lastAction = 0;
-    this.edits = 0;
-    this.savedEdits = 0;
+    this.pulse = setInterval(() => this.heartbeat(), HEARTBEAT);
+    this.active();
     this.restore();
     this.changed();
+    return this;
   }
 
-  fresh() {
-    const text = this.item.prefill || this.item.response;
-    return { rev: 0, state: "draft", corrected: text, cuts: {}, segments: [], active_ms: 0, verdict: "", skip_reason: "" };
-  }
-
-  take(copy) {
-    this.rev = copy.rev;
-    this.state = copy.state;
-    this.verdict = copy.verdict;
-    this.skipReason = copy.skip_reason;
-    this.activeMs = copy.active_ms || 0;
-    this.text = copy.corrected;
-    this.cuts = { splits: copy.cuts?.splits || [], merges: copy.cuts?.merges || [] };
-    this.segments = this.labels ? copy.segments.map((s) => ({ ...s })) : this.computed(copy.segments);
-    this.current = Math.max(0, Math.min(this.current, this.segments.length - 1));
-  }
-
-  // What this browser had typed and the server never got.
-  restore() {
-    const draft = this.local();
-    if (!draft || this.state !== "draft") return;
-    if (draft.rev === this.rev) {
-      this.take({ ...this.snapshot(), ...draft });
-      this.note = "Restored what this browser had not saved yet.";
-      this.touch();
-    } else this.conflict = { mine: draft, rev: this.rev, theirs: this.snapshot(), local: true };
-  }
+  // --- this browser's own copy
 
   get key() {
     return `rlhfv:${this.person.id}:${this.item.id}`;
   }
 
-  local() {
+  // What this browser had typed and the server never got.
+  restore() {
+    let draft = null;
     try {
-      return JSON.parse(localStorage.getItem(this.key));
+      draft = JSON.parse(localStorage.getItem(this.key));
     } catch {
-      return null;
+      // an unreadable copy is no copy
     }
+    if (!draft || this.state !== "draft") return;
+    if (draft.rev === this.rev) {
+      this.take({ ...this.snapshot(), ...draft });
+      this.note = "Restored what this browser had not saved yet.";
+      this.touch();
+    } else this.conflict = { mine: draft, rev: this.rev, theirs: this.snapshot() };
   }
 
   keepLocal() {
@@ -89,136 +59,12 @@ export class Work {
     }
   }
 
-  snapshot() {
-    const { rev, state, verdict, text, cuts, activeMs } = this;
-    return {
-      rev, state, verdict, corrected: text, cuts, active_ms: activeMs, skip_reason: this.skipReason,
-      segments: this.segments.map((s) => ({ ...s })),
-    };
-  }
-
-  // --- editing
-
-  get corrected() {
-    return this.labels ? this.item.response : normalized(this.text);
-  }
-
-  get locked() {
-    return this.state !== "draft" || !!this.conflict;
-  }
-
-  get untyped() {
-    return this.segments.filter((s) => !s.type).length;
-  }
-
-  computed(old) {
-    const fresh = segments(this.item.response, normalized(this.text), this.cuts);
-    const types = inherited(fresh, old);
-    return fresh.map((s, i) => ({ ...s, type: old.find((o) => same(o, s))?.type ?? types[i] }));
-  }
-
-  setText(text) {
-    if (this.locked) return;
-    this.cuts = shifted(this.cuts, this.corrected, normalized(text));
-    this.text = text;
-    this.segments = this.computed(this.segments);
-    this.current = Math.max(0, Math.min(this.current, this.segments.length - 1));
-    this.touch();
-  }
-
-  // The segment at a caret, counted in UTF-16 units of the text field.
-  follow(caret) {
-    const at = [...normalized(this.text.slice(0, caret))].length;
-    const i = this.segments.findIndex((s) => at <= s.dst1 + 1);
-    if (this.segments.length) this.current = i < 0 ? this.segments.length - 1 : i;
-    this.changed();
-  }
-
-  select(i) {
-    if (this.segments.length) this.current = (i + this.segments.length) % this.segments.length;
-    this.changed();
-  }
-
-  setType(key, i = this.current) {
-    if (this.locked || !this.segments[i]) return;
-    this.segments[i].type = key;
-    this.current = i;
-    this.touch();
-  }
-
-  nextUntyped() {
-    const count = this.segments.length;
-    for (let k = 1; k <= count; k++) {
-      const i = (this.current + k) % count;
-      if (!this.segments[i].type) return this.select(i);
+  dropLocal() {
+    try {
+      localStorage.removeItem(this.key);
+    } catch {
+      // a browser that keeps nothing has nothing to drop
     }
-  }
-
-  // Places where segment i can be divided, as token counts on both sides; null where it cannot.
-  divisible(i) {
-    const s = this.segments[i];
-    if (!s || this.labels) return null;
-    const inside = (list, from, to) => list.filter((t) => t.start >= from && t.end <= to);
-    const left = inside(this.words, s.src0, s.src1), right = inside(tokens(this.corrected), s.dst0, s.dst1);
-    return left.length + right.length > 1 ? { left, right } : null;
-  }
-
-  split(i, a, b) {
-    const parts = this.divisible(i), s = this.segments[i];
-    if (this.locked || !parts) return;
-    const place = (list, n, from) => (n ? list[n - 1].end : from);
-    const cut = [place(parts.left, a, s.src0), place(parts.right, b, s.dst0)];
-    this.cuts.splits.push(cut);
-    const before = this.segments.length;
-    this.segments = this.computed(this.segments);
-    if (this.segments.length > before) this.segments[i].type = this.segments[i + 1].type = "";
-    this.current = i;
-    this.touch();
-  }
-
-  merge(i) {
-    const s = this.segments[i];
-    if (this.locked || this.labels || !this.segments[i + 1]) return;
-    // A cut may lie anywhere in the white space between the two parts.
-    const next = this.segments[i + 1];
-    const cut = (c) => c[0] >= s.src1 && c[0] <= next.src0 && c[1] >= s.dst1 && c[1] <= next.dst0;
-    const kept = this.cuts.splits.filter((c) => !cut(c));
-    if (kept.length < this.cuts.splits.length) this.cuts.splits = kept;
-    else this.cuts.merges.push([s.src1, s.dst1]);
-    this.segments = this.computed(this.segments);
-    this.touch();
-  }
-
-  // The original words in place of segment i, with the white space before them.
-  revert(i) {
-    const s = this.segments[i];
-    if (this.locked || !s) return;
-    if (this.labels) {
-      this.segments.splice(i, 1);
-      this.current = Math.max(0, Math.min(i, this.segments.length - 1));
-      return this.touch();
-    }
-    const now = tokens(this.corrected), text = [...this.corrected];
-    const before = (list, at) => list.filter((t) => t.end <= at).at(-1)?.end ?? 0;
-    const after = (list, at, end) => list.find((t) => t.start >= at)?.start ?? end;
-    let [a0, a1, b0, b1] = [before(this.words, s.src0), s.src1, before(now, s.dst0), s.dst1];
-    if (s.src0 === s.src1) a0 = a1;
-    if (!a0 && s.src0 === s.src1) a1 = after(this.words, a1, this.points.length);
-    if (!b0 && s.src0 === s.src1) b1 = after(now, b1, text.length);
-    if (s.dst0 === s.dst1) b0 = b1;
-    const original = this.points.slice(a0, a1).join("");
-    this.setText(text.slice(0, b0).join("") + original + text.slice(b1).join(""));
-  }
-
-  // --- labeling
-
-  addLabel(src0, src1, type = "") {
-    if (this.locked || this.segments.some((s) => s.src0 < src1 && src0 < s.src1)) return false;
-    this.segments.push({ src0, src1, dst0: src0, dst1: src1, type });
-    this.segments.sort((a, b) => a.src0 - b.src0);
-    this.current = this.segments.findIndex((s) => s.src0 === src0);
-    this.touch();
-    return true;
   }
 
   // --- saving
@@ -233,11 +79,16 @@ export class Work {
     this.active();
     this.edits++;
     this.problems = [];
-    this.confirming = null;
+    this.confirming = "";
     if (this.status !== "offline" && this.status !== "failed") this.status = "dirty";
     this.keepLocal();
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.flush(), PAUSE);
+    this.changed();
+  }
+
+  say(status) {
+    this.status = status;
     this.changed();
   }
 
@@ -256,7 +107,26 @@ export class Work {
     };
   }
 
-  // Saves the draft if there is something to save. One request at a time; a lost one is sent again as it was.
+  // Sends until the server answers: a request that got lost goes out again as it was, with the same operation's id.
+  async send(method, path, body) {
+    for (let wait = 1000; ; wait = Math.min(2 * wait, LONGEST_PAUSE)) {
+      try {
+        return await call(method, `/api/items/${this.item.id}/${path}`, body);
+      } catch (error) {
+        if (error.status === 409) {
+          this.conflict = { mine: this.snapshot(), rev: error.values.rev, theirs: error.values.server_copy };
+          this.say("conflict");
+        }
+        if (error.status && error.status < 500) throw error;
+        this.problem = error.message;
+        this.say(error.status ? "failed" : "offline");
+        await new Promise((done) => setTimeout(done, wait));
+        if (this.closed) throw error;
+      }
+    }
+  }
+
+  // Saves the draft if there is something to save, one request at a time.
   flush() {
     clearTimeout(this.timer);
     this.flushing ??= this.saveAll().finally(() => (this.flushing = null));
@@ -264,21 +134,17 @@ export class Work {
   }
 
   async saveAll() {
-    let wait = 1000;
-    const id = this.item.id;
-    while (this.savedEdits < this.edits && !this.conflict && this.state === "draft" && this.item.id === id) {
-      const edits = this.edits, body = this.body("draft", "", false);
-      for (;;) {
-        if (this.status !== "offline" && this.status !== "failed") this.say("saving");
-        try {
-          this.saved(await call("PUT", `/api/items/${id}/annotation`, body), edits);
-          break;
-        } catch (error) {
-          if (!this.lost(error)) return;
-          await new Promise((done) => setTimeout(done, wait));
-          wait = Math.min(2 * wait, LONGEST_PAUSE);
-          if (this.item.id !== id || this.conflict || this.closed) return;
+    while (this.savedEdits < this.edits && !this.locked) {
+      const edits = this.edits;
+      if (this.status === "dirty") this.say("saving");
+      try {
+        this.saved(await this.send("PUT", "annotation", this.body("draft", "", false)), edits);
+      } catch (error) {
+        if (error.status && error.status < 500 && error.status !== 409) {
+          this.problem = error.message;
+          this.say("failed");
         }
+        return;
       }
     }
   }
@@ -288,71 +154,44 @@ export class Work {
     this.state = reply.state;
     this.savedEdits = edits;
     if (edits === this.edits) {
-      // The server's segments are the ones that count.
-      this.segments = reply.segments.map((s) => ({ ...s }));
-      localStorage.removeItem(this.key);
+      this.segments = reply.segments.map((s) => ({ ...s })); // the server's are the ones that count
+      this.dropLocal();
     } else this.keepLocal();
     this.say(edits === this.edits ? "saved" : "dirty");
   }
 
-  // Whether trying again later can help.
-  lost(error) {
-    if (error.status === 409) {
-      const mine = this.snapshot();
-      this.conflict = { mine, rev: error.values.rev, theirs: error.values.server_copy };
-      this.say("conflict");
-      return false;
-    }
-    const again = error.status === 0 || error.status >= 500;
-    this.problem = error.message;
-    this.say(error.status === 0 ? "offline" : "failed");
-    return again;
-  }
+  // --- finishing; each is true when it was done. Problems and questions stay on the screen.
 
-  say(status) {
-    this.status = status;
-    this.changed();
-  }
-
-  async settle() {
-    if (this.savedEdits < this.edits) await this.flush();
-    return this.savedEdits === this.edits;
-  }
-
-  // Submits; true when the item is done. Problems and questions stay on the screen.
-  async submit(verdict = "corrected") {
-    if (this.locked || this.submitting || this.status === "offline") return false;
-    this.active();
-    const confirm = this.confirming === verdict;
-    if (verdict !== "clean" && this.untyped) {
-      this.problems = [`${this.untyped === 1 ? "A segment has" : `${this.untyped} segments have`} no type yet.`];
-      this.current = this.segments.findIndex((s) => !s.type);
+  submit(verdict = "corrected") {
+    const refuse = (problem, question = "") => {
+      this.problems = [problem];
+      this.confirming = question;
       this.changed();
       return false;
+    };
+    if (this.locked || this.busy || this.status === "offline") return false;
+    const asked = this.confirming === verdict;
+    if (verdict === "clean" && this.changedAtAll && !asked)
+      return refuse("This would take back every change and segment of this answer.", "clean");
+    if (verdict !== "clean" && this.untyped) {
+      this.current = this.segments.findIndex((s) => !s.type);
+      return refuse(this.untyped === 1 ? "A segment has no type yet." : `${this.untyped} segments have no type yet.`);
     }
-    this.submitting = true;
-    this.changed();
-    try {
-      if (verdict !== "clean" && !(await this.settle())) return false;
+    this.active();
+    return this.alone(async () => {
+      if (verdict !== "clean") await this.flush();
+      if (this.conflict || (verdict !== "clean" && this.savedEdits < this.edits)) return false;
       const edits = this.edits;
-      const reply = await call("PUT", `/api/items/${this.item.id}/annotation`, this.body("submitted", verdict, confirm));
+      const reply = await this.send("PUT", "annotation", this.body("submitted", verdict, asked));
+      if (verdict === "clean") this.put(this.item.response, {}, []);
       this.verdict = verdict;
       this.saved(reply, edits);
       return true;
-    } catch (error) {
-      if (error.status === 422) {
-        this.confirming = error.values.error === "unconfirmed" ? verdict : null;
-        this.problems = error.fields.length ? error.fields.map((f) => f.detail) : [error.message];
-      } else this.lost(error);
-      return false;
-    } finally {
-      this.submitting = false;
-      this.changed();
-    }
+    }, verdict);
   }
 
-  async skip(reason, text) {
-    if (this.locked || !(await this.settle())) return false;
+  skip(reason, text) {
+    if (this.locked) return false;
     return this.change("skip", { reason, text });
   }
 
@@ -360,20 +199,36 @@ export class Work {
     return this.change("reopen", {});
   }
 
-  async change(action, values) {
-    try {
-      const body = { base_rev: this.rev, op_id: operationId(), ...values };
-      const reply = await call("POST", `/api/items/${this.item.id}/${action}`, body);
+  change(action, values) {
+    return this.alone(async () => {
+      await this.flush();
+      if (this.conflict) return false;
+      const reply = await this.send("POST", action, { base_rev: this.rev, op_id: operationId(), ...values });
       this.rev = reply.rev;
       this.state = reply.state;
-      this.verdict = this.skipReason = "";
+      this.verdict = "";
+      this.skipReason = values.reason || "";
       this.say("saved");
       return true;
+    });
+  }
+
+  async alone(task, verdict = "") {
+    if (this.busy) return false;
+    this.busy = true;
+    this.problems = [];
+    this.changed();
+    try {
+      return await task();
     } catch (error) {
-      if (error.status === 409 || error.status === 0 || error.status >= 500) this.lost(error);
-      else this.problems = [error.message];
-      this.changed();
+      if (error.status !== 409) {
+        this.confirming = error.values?.error === "unconfirmed" ? verdict : "";
+        this.problems = error.fields?.length ? error.fields.map((f) => f.detail) : [error.message];
+      }
       return false;
+    } finally {
+      this.busy = false;
+      this.changed();
     }
   }
 
@@ -383,24 +238,29 @@ export class Work {
     this.conflict = null;
     this.take(theirs || this.fresh());
     this.rev = rev;
+    this.savedEdits = this.edits;
+    this.status = "saved";
     if (mine && this.state === "draft") {
       this.take({ ...own, rev, state: "draft" });
       this.touch();
     } else {
-      localStorage.removeItem(this.key);
-      this.savedEdits = this.edits;
-      this.say("saved");
+      this.dropLocal();
+      this.changed();
     }
   }
 
-  useRevision(copy) {
-    if (this.locked) return;
-    this.take({ ...copy, rev: this.rev, state: "draft" });
+  // A revision of the history becomes the draft.
+  async useRevision(copy) {
+    if (this.state !== "draft" && !(await this.reopen())) return false;
+    if (this.locked) return false;
+    this.take({ ...copy, rev: this.rev, state: "draft", active_ms: this.activeMs });
     this.touch();
+    await this.flush();
+    return this.savedEdits === this.edits;
   }
 
   async heartbeat() {
-    if (!this.item || this.state !== "draft" || document.hidden) return;
+    if (this.state !== "draft" || document.hidden) return;
     try {
       await call("POST", `/api/items/${this.item.id}/lease`);
     } catch {
@@ -408,9 +268,12 @@ export class Work {
     }
   }
 
-  close() {
-    this.closed = true;
+  // Leaving the screen: what is unsaved gets one try; this browser keeps it in any case.
+  leave() {
     clearInterval(this.pulse);
+    if (this.item && this.savedEdits < this.edits) this.flush();
     clearTimeout(this.timer);
+    this.closed = true;
+    this.changed = () => {};
   }
 }
