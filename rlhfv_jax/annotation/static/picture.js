@@ -4,7 +4,7 @@ import { html, useEffect, useRef, useState } from "./vendor/htm-preact-standalon
 
 const MOST = 12;
 
-export function Picture({ sha, alt, controls }) {
+export function Picture({ sha, alt, controls, skipKey }) {
   const frame = useRef(null), at = useRef({ zoom: 1, x: 0, y: 0 });
   const [view, setView] = useState(at.current);
   const [missing, setMissing] = useState(false);
@@ -55,12 +55,21 @@ export function Picture({ sha, alt, controls }) {
   };
   const up = (event) => fingers.current.delete(event.pointerId);
 
+  const keys = (event) => {
+    const [dx, dy] = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] }[event.key] || [];
+    if (dx === undefined || event.altKey || event.ctrlKey || event.metaKey || at.current.zoom === 1) return;
+    event.preventDefault();
+    event.stopPropagation();
+    move(dx, dy);
+  };
+
   const transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
   return html`<section class="picture" aria-label="Image">
     <div class=${"frame" + (view.zoom > 1 ? " zoomed" : "")} ref=${frame} onPointerDown=${down} onPointerMove=${drag}
-      onPointerUp=${up} onPointerCancel=${up} onDblClick=${() => controls.current.zoom()}>
+      tabindex="0" role="group"
+      aria-label="Image; when it is zoomed, arrow keys move it" onKeyDown=${keys} onPointerUp=${up} onPointerCancel=${up} onDblClick=${() => controls.current.zoom()}>
       ${missing
-        ? html`<p class="missing" role="alert">The image is missing or broken. Skip this item (${"x"}).</p>`
+        ? html`<p class="missing" role="alert">The image is missing or broken. Skip this item (${skipKey}).</p>`
         : html`<img src=${`/api/image/${sha}`} alt=${alt} draggable="false" style=${{ transform }}
             onError=${() => setMissing(true)} />`}
     </div>

@@ -179,7 +179,7 @@ export class Work extends Draft {
     }
     this.active();
     return this.alone(async () => {
-      if (verdict !== "clean") await this.flush();
+      await this.flush();
       if (this.conflict || (verdict !== "clean" && this.savedEdits < this.edits)) return false;
       const edits = this.edits;
       const reply = await this.send("PUT", "annotation", this.body("submitted", verdict, asked));
