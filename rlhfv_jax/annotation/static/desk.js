@@ -9,6 +9,7 @@ import { Label, mark, Selection } from "./label.js";
 import { Badge, paint } from "./marks.js";
 import { Picture } from "./picture.js";
 import { address } from "./places.js";
+import { Segments } from "./segments.js";
 import { Work } from "./work.js";
 
 const visited = []; // items of this page's life, for the way back
@@ -88,8 +89,9 @@ function Item({ project, person, id, next, back, refresh }) {
         ${work.labels
           ? html`<${Label} work=${work} selection=${selection.current} />`
           : html`<${Correct} work=${work} editor=${editor} />`}
+        <${Segments} work=${work} acts=${acts} open=${open} />
       </div>
-      <${Types} work=${work} acts=${acts} open=${open} />
+      <${Types} work=${work} acts=${acts} />
       <${Foot} work=${work} acts=${acts} open=${open} />
     </div>
     ${Open && !work.conflict && html`<${Open} work=${work} project=${project} close=${() => setDialog("")} done=${done} />`}
@@ -158,19 +160,12 @@ function Banner({ work, acts }) {
   return work.note && html`<p class="banner" role="status">${work.note}</p>`;
 }
 
-function Types({ work, acts, open }) {
-  const { keys, types } = work.project, s = work.segments[work.current];
-  const tool = (label, key, run, possible) => html`<button type="button" class="quiet" disabled=${work.locked || !possible} onClick=${run}>${label} <kbd>${key}</kbd></button>`;
-  return html`<div class="types" role="group" aria-label="Type of the current segment">
-    <div class="chips">${types.map((t) => html`<button type="button" class="chip" style=${paint(t)} disabled=${work.locked || !(s || work.labels)}
-      aria-pressed=${s?.type === t.key} onClick=${() => acts.type(t.key)}><${Badge} type=${{ ...t, label: "" }} />${t.label} <kbd>${t.shortcut}</kbd></button>`)}</div>
-    <div class="tools">
-      ${!work.labels && tool("Divide", keys.split, () => open("split"), work.divisible(work.current))}
-      ${!work.labels && tool("Join", keys.merge, acts.merge, work.segments[work.current + 1])}
-      ${tool(work.labels ? "Remove" : "Revert", keys.revert, acts.revert, s)}
-      ${work.project.weights && !work.labels && html`<button type="button" class="quiet" onClick=${() => open("weights")}>Weights <kbd>${keys.weights}</kbd></button>`}
-    </div>
-  </div>`;
+function Types({ work, acts }) {
+  const s = work.segments[work.current];
+  return html`<div class="types" role="group" aria-label="Type of the current segment">${work.project.types.map(
+    (t) => html`<button type="button" class="chip" style=${paint(t)} disabled=${work.locked || !(s || work.labels)}
+      aria-pressed=${s?.type === t.key} onClick=${() => acts.type(t.key)}><${Badge} type=${{ ...t, label: "" }} />${t.label} <kbd>${t.shortcut}</kbd></button>`,
+  )}</div>`;
 }
 
 const STATUS = {

@@ -1,7 +1,6 @@
 // An answer whose words are marked: by dragging, by two taps, or by the arrow keys.
 
 import { html, useRef } from "./vendor/htm-preact-standalone.module.js";
-import { Segments } from "./correct.js";
 import { Badge, paint, typeOf } from "./marks.js";
 
 // The selection: words from `anchor` to `head`, both included; shown once it was started.
@@ -95,6 +94,5 @@ export function Label({ work, selection }) {
         aria-activedescendant=${selection.on ? `word-${selection.head}` : null} onPointerDown=${down} onPointerMove=${drag}
         onPointerUp=${up} onPointerLeave=${up}>${shown}</div>
       <p class="hint">Drag over words, tap the first and the last one, or use the arrow keys with <kbd>Shift</kbd>; then a type's key.</p>
-    </section>
-    <${Segments} work=${work} />`;
+    </section>`;
 }
