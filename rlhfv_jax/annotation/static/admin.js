@@ -3,21 +3,7 @@
 import { html, useEffect, useState } from "./vendor/htm-preact-standalone.module.js";
 import { call } from "./api.js";
 import { ImportPanel } from "./importing.js";
-
-// One request at a time of a panel, with what it says when it fails.
-export function useTask() {
-  const [state, setState] = useState({ busy: false, problem: "" });
-  const run = async (task) => {
-    setState({ busy: true, problem: "" });
-    try {
-      await task();
-      setState({ busy: false, problem: "" });
-    } catch (error) {
-      setState({ busy: false, problem: error.message });
-    }
-  };
-  return [run, state.busy, state.problem && html`<p class="problem" role="alert">${state.problem}</p>`];
-}
+import { useTask } from "./task.js";
 
 const when = (seconds) => new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 
@@ -64,7 +50,7 @@ function People({ me }) {
       <button type="button" onClick=${() => navigator.clipboard?.writeText(`${location.origin}/#t=${shown.token}`)}>Copy</button></div>`}
     <div class="scroll"><table><thead><tr><th scope="col">Name</th><th scope="col">Role</th><th scope="col" class="number">Submitted</th><th scope="col">Access</th></tr></thead>
       <tbody>${people.map((who) => html`<tr key=${who.id}><th scope="row">${who.name}${who.disabled ? html` <span class="tag">shut out</span>` : ""}</th>
-        <td>${who.role}</td><td class="number">${who.submitted}</td><td class="actions">
+        <td>${who.role}</td><td class="number">${who.submitted}</td><td class="buttons">
           <button type="button" disabled=${busy} onClick=${() => change(who, { token: "new" })} aria-label=${`New token for ${who.name}`}>New token</button>
           ${who.id !== me.id && html`<button type="button" class=${who.disabled ? "" : "danger"} disabled=${busy}
             aria-label=${`${who.disabled ? "Let in" : "Shut out"} ${who.name}`} onClick=${() => change(who, { disabled: !who.disabled })}>${who.disabled ? "Let in" : "Shut out"}</button>`}
@@ -85,7 +71,7 @@ function Leases({ project }) {
     ${leases && leases.length > 0 && html`<div class="scroll"><table><thead><tr><th scope="col">Item</th><th scope="col">Held by</th><th scope="col">For</th><th scope="col"></th></tr></thead>
       <tbody>${leases.map((l) => html`<tr key=${`${l.item}/${l.annotator}`}><th scope="row">${l.ext_id}</th><td>${l.name}</td>
         <td>${l.seconds_left > 0 ? `${Math.ceil(l.seconds_left / 60)} min` : "ran out"}</td>
-        <td class="actions"><button type="button" disabled=${busy} onClick=${() => end(l)} aria-label=${`Free item ${l.ext_id} of ${l.name}`}>Free</button></td></tr>`)}</tbody></table></div>`}
+        <td class="buttons"><button type="button" disabled=${busy} onClick=${() => end(l)} aria-label=${`Free item ${l.ext_id} of ${l.name}`}>Free</button></td></tr>`)}</tbody></table></div>`}
     <p><button type="button" disabled=${busy} onClick=${() => run(read)}>Read again</button></p></section>`;
 }
 

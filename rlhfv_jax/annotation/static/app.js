@@ -47,7 +47,7 @@ function Theme() {
   }, [theme]);
   const names = Object.keys(THEMES), next = names[(names.indexOf(theme) + 1) % names.length];
   return html`<button type="button" class="quiet" onClick=${() => setTheme(next)}
-    aria-label=${`Colors: ${THEMES[theme][0]}. Change to ${THEMES[next][0]}`}>${THEMES[theme][0]}</button>`;
+    aria-label=${`Colors: ${THEMES[theme][0]}. Change to ${THEMES[next][0]}`}><span aria-hidden="true">◐</span> ${THEMES[theme][0]}</button>`;
 }
 
 function Head({ person, projects, at, signOut }) {

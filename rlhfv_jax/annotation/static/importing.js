@@ -2,7 +2,7 @@
 
 import { html, useState } from "./vendor/htm-preact-standalone.module.js";
 import { call } from "./api.js";
-import { useTask } from "./admin.js";
+import { useTask } from "./task.js";
 
 export function ImportPanel({ project, refresh }) {
   const [file, setFile] = useState(null), [report, setReport] = useState(null), [annotators, setAnnotators] = useState(1);

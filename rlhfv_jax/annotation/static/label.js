@@ -84,7 +84,7 @@ export function Label({ work, selection }) {
       (segment >= 0 && segment === work.current ? " current" : "");
     if (gap) shown.push(joined ? html`<span class=${"gap" + look} style=${paint(type)}>${gap}</span>` : html`<span class=${i > from && i <= to ? "gap picked" : "gap"}>${gap}</span>`);
     shown.push(html`<span role="option" id=${`word-${i}`} data-word=${i} aria-selected=${picked || segment >= 0} style=${paint(type)}
-      class=${"word" + look + (picked ? " picked" : "") + (selection.on && i === selection.head ? " head" : "")}>${
+      class=${"word" + look + (picked ? " picked" : "") + (selection.on && i === selection.head ? " caret" : "")}>${
       segment >= 0 && !joined ? html`<${Badge} type=${type} />` : null}${work.points.slice(word.start, word.end).join("")}</span>`);
     at = word.end;
   });
@@ -93,6 +93,6 @@ export function Label({ work, selection }) {
       <div class="words-of-answer" role="listbox" aria-multiselectable="true" aria-labelledby="answer" tabindex="0"
         aria-activedescendant=${selection.on ? `word-${selection.head}` : null} onPointerDown=${down} onPointerMove=${drag}
         onPointerUp=${up} onPointerLeave=${up}>${shown}</div>
-      <p class="hint">Drag over words, tap the first and the last one, or use the arrow keys with <kbd>Shift</kbd>; then a type's key.</p>
+      <p class="hint">Drag over words, or tap the first and the last, or use the arrow keys and <kbd>Shift</kbd>. Then pick a type.</p>
     </section>`;
 }

@@ -48,7 +48,7 @@ function Corrections({ project, found }) {
       <tbody>${project.types.map((t) => {
         const share = found.types[t.key];
         return html`<tr><th scope="row"><${Badge} type=${{ ...t, label: "" }} /> ${t.label}<${Bar} share=${share.value} type=${t} /></th>
-          <td class="number">${share.count}</td><td class="number">${spelled(share, 1, " %")}</td><td class="number">${share.paper === null ? "" : `${share.paper} %`}</td></tr>`;
+          <td class="number">${share.count}</td><td class="number">${spelled(share, 1, " %")}</td><td class="number">${share.paper === null ? "" : `${share.paper.toFixed(1)} %`}</td></tr>`;
       })}</tbody></${Table}></section>
     <div class="pair">
       <section><h2>Segments in a response</h2><${Table} label="Segments in a response">${heads("Segments", "Responses")}
