@@ -101,7 +101,7 @@ function Item({ project, person, id, next, back, refresh }) {
 
 // What keys and buttons do.
 function actions({ work, selection, editor, picture, next, back, done, open }) {
-  const { keys, types } = work.project, see = picture.current, labels = work.labels;
+  const { keys, types } = work.project, labels = work.labels;
   const finish = async (verdict) => {
     if (work.submit && (await work.submit(verdict))) done();
   };
@@ -123,11 +123,11 @@ function actions({ work, selection, editor, picture, next, back, done, open }) {
   };
   const named = {
     next_segment: () => work.select(work.current + 1), previous_segment: () => work.select(work.current - 1),
-    merge: acts.merge, revert: acts.revert, clean: acts.clean, zoom: () => see?.zoom(), next_item: acts.next, previous_item: acts.back,
+    merge: acts.merge, revert: acts.revert, clean: acts.clean, zoom: () => picture.current?.zoom(), next_item: acts.next, previous_item: acts.back,
   };
   for (const name of ["split", "skip", "guideline", "weights", "help"]) named[name] = () => open(name);
   const plain = {
-    "+": () => see?.closer(), "=": () => see?.closer(), "-": () => see?.farther(), 0: () => see?.reset(),
+    "+": () => picture.current?.closer(), "=": () => picture.current?.closer(), "-": () => picture.current?.farther(), 0: () => picture.current?.reset(),
     ArrowDown: named.next_segment, ArrowUp: named.previous_segment, Delete: acts.revert,
     Enter: () => (work.state !== "draft" ? acts.reopen() : labels ? mark(work, selection, "") : acts.edit()),
     ...Object.fromEntries(Object.entries(keys).map(([name, key]) => [key, named[name]])),
