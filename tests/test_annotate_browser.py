@@ -198,7 +198,7 @@ def test_an_administrator_imports_adds_people_and_exports_by_the_keyboard(page, 
     bad.write_text(json.dumps({"id": 7, "prompt": "p", "response": " "}) + "\n")
     tab_to(page, "File")
     with page.expect_file_chooser() as chooser:
-        press(page, "Enter")
+        press(page, "Space")
     chooser.value.set_files(bad)
     tab_to(page, "Check")
     press(page, "Enter")

@@ -9,7 +9,7 @@ export function Correct({ work, editor }) {
   return html`
     <section class="answer"><h3><label for="editor">Answer, corrected in place</label></h3>
       <textarea id="editor" ref=${editor} rows="5" spellcheck="true" readonly=${work.locked} value=${work.text}
-        onInput=${(event) => (work.setText(event.target.value), caret())} onKeyUp=${(event) => /^Arrow|^Home|^End/.test(event.key) && caret()}
+        onInput=${(event) => (work.setText(event.target.value), caret())} onKeyUp=${(event) => !event.altKey && /^Arrow|^Home|^End/.test(event.key) && caret()}
         onClick=${caret}></textarea>
     </section>
     <section class="changes"><h3>Changes</h3>

@@ -1,6 +1,6 @@
 // The desk: an item's image beside its text, with the keys, the types and the way to finish.
 
-import { html, useEffect, useReducer, useRef, useState } from "./vendor/htm-preact-standalone.module.js";
+import { html, useEffect, useLayoutEffect, useReducer, useRef, useState } from "./vendor/htm-preact-standalone.module.js";
 import { call } from "./api.js";
 import { Correct } from "./correct.js";
 import { Conflict, Guideline, Help, Skip, Split, Weights } from "./dialogs.js";
@@ -74,7 +74,7 @@ function Item({ project, person, id, next, back, refresh }) {
     work.pictureMissing = picture.current?.missing();
     setDialog(name);
   }
-  useEffect(() => acts && setKeys(acts.plain, acts.chords));
+  useLayoutEffect(() => acts && setKeys(acts.plain, acts.chords));
 
   if (problem) return html`<div class="page"><h1>This item cannot be opened</h1><p class="problem" role="alert">${problem}</p>
     <p class="actions"><button type="button" class="primary" onClick=${() => next(0)}>Next item</button></p></div>`;

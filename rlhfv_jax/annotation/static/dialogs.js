@@ -1,17 +1,19 @@
 // Dialogs over the desk: why skip, where to split, which copy, what training will weigh, which keys there are.
 
-import { html, useEffect, useRef, useState } from "./vendor/htm-preact-standalone.module.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact-standalone.module.js";
 import { call } from "./api.js";
 import { Shown } from "./marks.js";
 
+// Its keys stay inside: one that closes it must not act on the desk as well.
 export function Dialog({ title, close, wide, children }) {
   const box = useRef(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     const opener = document.activeElement;
     box.current.showModal();
     return () => opener?.isConnected && opener !== document.body && opener.focus();
   }, []);
-  return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-labelledby="dialog-title" onCancel=${(event) => (event.preventDefault(), close && close())}>
+  return html`<dialog ref=${box} class=${wide ? "wide" : ""} aria-labelledby="dialog-title" onCancel=${(event) => (event.preventDefault(), close && close())}
+    onKeyDown=${(event) => event.stopPropagation()}>
     <h2 id="dialog-title">${title}</h2>${children}</dialog>`;
 }
 
@@ -38,7 +40,7 @@ export function Skip({ work, close, done }) {
 export function Split({ work, close }) {
   const i = work.current, { left, right } = work.divisible(i);
   const even = left.length === right.length;
-  const [[a, b], set] = useState([Math.min(1, left.length), even ? Math.min(1, right.length) : 0]);
+  const [[a, b], set] = useState([Math.min(1, left.length), even && left.length > 1 ? 1 : 0]);
   const possible = a + b > 0 && a + b < left.length + right.length;
   const bounded = (x, y) => set([Math.max(0, Math.min(left.length, x)), Math.max(0, Math.min(right.length, y))]);
   const keys = (event) => {

@@ -1,4 +1,4 @@
-import { html, useEffect, useRef } from "./vendor/htm-preact-standalone.module.js";
+import { html, useLayoutEffect, useRef } from "./vendor/htm-preact-standalone.module.js";
 import { address } from "./places.js";
 
 const KINDS = { correction: "Correct answers", mhumaneval: "Label answers for MHumanEval" };
@@ -6,7 +6,7 @@ const KINDS = { correction: "Correct answers", mhumaneval: "Label answers for MH
 function Card({ project, first }) {
   const { submitted, skipped, drafts, today, items, places, filled } = project.progress;
   const link = useRef(null), share = places ? filled / places : 0;
-  useEffect(() => first && link.current?.focus(), []);
+  useLayoutEffect(() => first && link.current?.focus(), []);
   return html`<article class="card">
     <h2>${project.title || project.name}</h2>
     <p class="hint">${KINDS[project.kind]} · ${items} ${items === 1 ? "item" : "items"}</p>

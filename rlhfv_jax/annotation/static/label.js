@@ -3,11 +3,12 @@
 import { html, useRef } from "./vendor/htm-preact-standalone.module.js";
 import { Badge, paint, typeOf } from "./marks.js";
 
-// The selection: words from `anchor` to `head`, both included; shown once it was started.
+// The selection: words from `anchor` to `head`, both included. It is put away (`on`) but not forgotten once it was
+// marked, so that the arrow keys go on from there.
 export class Selection {
   constructor(changed) {
     this.changed = changed;
-    this.head = this.anchor = 0;
+    this.head = this.anchor = -1;
     this.on = false;
   }
 
@@ -17,8 +18,8 @@ export class Selection {
 
   move(step, extend, count) {
     if (!count) return;
-    if (this.on) this.head = Math.max(0, Math.min(count - 1, this.head + step));
-    if (!extend) this.anchor = this.head;
+    this.head = Math.max(0, Math.min(count - 1, this.head + step));
+    if (!extend || !this.on) this.anchor = this.head;
     this.on = true;
     this.changed();
   }
