@@ -57,7 +57,10 @@ def test_an_answer_is_corrected_by_the_keyboard_and_exported_as_it_was_typed(pag
     exports.export(world.store, 1, project.new("correction"), "parquet", tmp_path / "pairs.parquet")
     (record,) = sources.read(tmp_path / "pairs.parquet")
     assert (record.chosen, record.rejected) == (CORRECTED, RESPONSE)
-    typed = [[(text[s.start : s.end], s.type) for s in side] for side, text in zip(record.segments, (CORRECTED, RESPONSE), strict=True)]
+    typed = [
+        [(text[s.start : s.end], s.type) for s in side]
+        for side, text in zip(record.segments, (CORRECTED, RESPONSE), strict=True)
+    ]
     assert typed == [
         [("blue", "attributes"), ("right", "positions")],
         [("red", "attributes"), ("left", "positions")],
@@ -119,7 +122,9 @@ def test_no_hallucination_asks_before_it_takes_changes_back(page, world):  # noq
     press(page, "n")
     expect(page.locator(".problems")).to_contain_text("take back every change")
     press(page, "n")
-    page.wait_for_function("b => location.href !== b || /less than/.test(document.querySelector('.problems').innerText)", arg=before)
+    page.wait_for_function(
+        "b => location.href !== b || /less than/.test(document.querySelector('.problems').innerText)", arg=before
+    )
     if page.url == before:
         press(page, "n")
     page.wait_for_url(lambda url: url != before)
@@ -276,7 +281,7 @@ def test_axe_finds_no_serious_violation_on_any_screen_light_or_dark(page, world)
     page.reload()
     sign_in(page, world, "eve")
     page.goto(f"{world.url}/#/p/1/admin")
-    expect(page.get_by_role("row", name="ada")).to_be_visible()
+    expect(page.get_by_role("row", name="ada annotator")).to_be_visible()
     check("administration")
     assert found == []
 
