@@ -59,7 +59,10 @@ def spelled(pieces: list[str], answer: str) -> list[tuple[int, int]]:
     space that is a piece of its own, nothing for the end of the row."""
     spans, at = [], 0
     for piece in pieces:
-        text = " " if piece == "▁" else "" if piece.startswith("<") else piece.removeprefix("▁")
+        if piece == "▁":
+            text = answer[at : at + 1] if answer[at : at + 1] == " " else ""
+        else:
+            text = "" if piece.startswith("<") else piece.removeprefix("▁")
         start = answer.find(text, at)
         assert start >= 0 and not answer[at:start].strip(), (piece, answer[at:])
         spans.append((start, start + len(text)))
@@ -152,8 +155,8 @@ def test_keys_in_the_browser_become_weights_of_the_training_program(page, tmp_pa
     subprocess.run(
         [*program, "rlhfv_jax.annotate", f"--project={tmp_path / 'work'}", f"--export={parquet}"], check=True
     )
-    given = [f"--config.{key}={value}" for key, value in SMALL_RUN.items() if key != "optim.batch_size"]
-    given += ["--config=ddpo.py:mini", "--config.optim.batch_size=1", f"--config.data.path={parquet}"]
+    given = ["--config=ddpo.py:mini", "--config.optim.batch_size=1", f"--config.data.path={parquet}"]
+    given += [f"--config.{key}={value}" for key, value in SMALL_RUN.items() if key != "optim.batch_size"]
     given += [f"--config.tokenizer={shared('data/stories260K/tok512.model')}"]
     subprocess.run([*program, "rlhfv_jax.train", *given, f"--workdir={workdir}"], check=True)
     assert [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()][-1] == 4

@@ -52,15 +52,14 @@ class Store:
         if kind := remote_file_system(self.folder):
             raise UserError(f"{self.folder} is on a {kind} file system, where SQLite loses data; use a local disk.")
         new = not self.path.exists()
-        connection = self.connect()
-        with contextlib.closing(connection):
-            if new:
-                self.path.chmod(0o600)
-            try:
+        try:
+            with contextlib.closing(self.connect()) as connection:
+                if new:
+                    self.path.chmod(0o600)
                 connection.execute("PRAGMA journal_mode = WAL")
                 schema.migrate(connection, self.path)
-            except sqlite3.DatabaseError as error:
-                raise UserError(f"{self.path} is not a usable store ({error}).") from error
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{self.path} is not a usable store ({error}).") from error
 
     def connect(self) -> sqlite3.Connection:
         """A new connection, for use in one thread at a time."""
