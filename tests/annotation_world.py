@@ -54,17 +54,15 @@ class World(NamedTuple):
 
 @contextlib.contextmanager
 def served(folder: Path, port: int = 0, **options) -> Iterator[World]:
-    """Ada and Bob annotate, Eve administers; options go to the Server."""
+    """Ada and Bob annotate, Eve administers; options go to the Server. Tokens are there the first time only."""
     import uvicorn
 
     from rlhfv_jax.annotation import app, serving
 
     store = Store(folder / "work")
     known = {row["name"] for row in people.listed(store.read)}
-    tokens = {
-        name: people.new_token(store, name) if name in known else people.add(store, name, role)
-        for name, role in (("ada", "annotator"), ("bob", "annotator"), ("eve", "admin"))
-    }
+    people_here = (("ada", "annotator"), ("bob", "annotator"), ("eve", "admin"))
+    tokens = {name: people.add(store, name, role) for name, role in people_here if name not in known}
     listener = socket.create_server(("127.0.0.1", port))
     application = app.build(serving.Server(store, **options))
     server = uvicorn.Server(uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=1))

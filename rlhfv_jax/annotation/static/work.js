@@ -8,6 +8,10 @@ const LONGEST_PAUSE = 15000; // between tries while the server is away
 const IDLE = 30000; // a longer gap between two actions is no work
 const HEARTBEAT = 300000;
 
+// Whether two copies hold the same work: then there is nothing to choose.
+const work = ({ corrected, segments }) => JSON.stringify([corrected, segments.map((s) => [s.src0, s.src1, s.dst0, s.dst1, s.type])]);
+const alike = (a, b) => work(a) === work(b);
+
 export class Work extends Draft {
   constructor(project, person, changed) {
     super(project);
@@ -48,7 +52,8 @@ export class Work extends Draft {
       this.take({ ...this.snapshot(), ...draft });
       this.note = "Restored what this browser had not saved yet.";
       this.touch();
-    } else this.conflict = { mine: draft, rev: this.rev, theirs: this.snapshot() };
+    } else if (alike(draft, this.snapshot())) this.dropLocal();
+    else this.conflict = { mine: draft, rev: this.rev, theirs: this.snapshot() };
   }
 
   keepLocal() {
