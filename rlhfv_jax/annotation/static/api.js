@@ -12,9 +12,11 @@ export class Refused extends Error {
 
 const TIMEOUT = 20000;
 let signedOut = () => {};
+let session = 0; // a late refusal of an earlier one ends no later one
 export const onSignedOut = (listener) => (signedOut = listener);
 
 export async function call(method, path, body, timeout = TIMEOUT) {
+  const during = session;
   const headers = { "X-Requested-With": "rlhfv" };
   const raw = body instanceof Blob;
   if (body !== undefined && !raw) headers["Content-Type"] = "application/json";
@@ -31,7 +33,8 @@ export async function call(method, path, body, timeout = TIMEOUT) {
   } catch {
     throw new Refused(response && !response.ok ? response.status : 0, {});
   }
-  if (response.status === 401 && path !== "/api/session") signedOut();
+  if (path === "/api/session" && response.ok) session++;
+  if (response.status === 401 && path !== "/api/session" && during === session) signedOut();
   if (!response.ok) throw new Refused(response.status, values);
   return values;
 }
