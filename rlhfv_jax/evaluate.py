@@ -36,6 +36,7 @@ _COMPARE = flags.DEFINE_string("compare", "", "Other answers to the same questio
 _PARTIAL = flags.DEFINE_bool("partial", False, "Score a file that answers only a part of the questions.")
 _SUBMISSION = flags.DEFINE_string("submission", "", "vqav2: write the test server's file instead of scoring.")
 _ANNOTATOR = flags.DEFINE_string("annotator", "", "mhumaneval: whose labels, where several people labeled an answer.")
+_LABELED = flags.DEFINE_string("model", "", "mhumaneval: whose answers, where the labels are of several models'.")
 _JUDGE = flags.DEFINE_enum("judge", "endpoint", ["endpoint", "none"], "none: write the prompts, or read the replies.")
 _URL = flags.DEFINE_string("judge_url", "", "The judge's OpenAI-compatible endpoint; its key is in OPENAI_API_KEY.")
 _MODEL = flags.DEFINE_string("judge_model", "", "The model that judges.")
@@ -47,8 +48,8 @@ _UNJUDGED = flags.DEFINE_float("max_unjudged", 0.05, "Share of items without a v
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print.")
 
 OPTIONS = (
-    *(_BENCHMARK, _ANSWERS, _REFERENCES, _OUT, _COMPARE, _PARTIAL, _SUBMISSION, _ANNOTATOR, _JUDGE, _URL, _MODEL),
-    *(_CONCURRENCY, _PER_MINUTE, _ASKS, _OFFICIAL, _UNJUDGED, _FORMAT),
+    *(_BENCHMARK, _ANSWERS, _REFERENCES, _OUT, _COMPARE, _PARTIAL, _SUBMISSION, _ANNOTATOR, _LABELED),
+    *(_JUDGE, _URL, _MODEL, _CONCURRENCY, _PER_MINUTE, _ASKS, _OFFICIAL, _UNJUDGED, _FORMAT),
 )
 
 
@@ -124,6 +125,7 @@ def _score(name: str, answers: Path, other: str, out: Path) -> Scores | None:
             replies=out / "judge_replies.jsonl",
             prompts=out / f"judge_prompts{end}.jsonl",
             annotator=_ANNOTATOR.value,
+            model=_LABELED.value,
         )
         for end in ("", "_compare")
     )

@@ -1,6 +1,7 @@
 """What a save may hold: shapes of fields first, then the project's rules. The server decides; the browser mirrors."""
 
 import dataclasses
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ STATES = ("draft", "submitted")
 VERDICTS = ("", "corrected", "clean")
 MOST_SEGMENTS = 500
 MOST_MS = 24 * 3600 * 1000
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Typed(NamedTuple):
@@ -72,7 +74,7 @@ class _Reader:
             return ""
         if len(value) > most:
             raise TooLarge(f"{name} is longer than {most} characters.")
-        if any("\ud800" <= c <= "\udfff" for c in value) or "\0" in value:
+        if (not value.isascii() and _SURROGATE.search(value)) or "\0" in value:
             self.wrong.append((name, "holds a character that is not text"))
             return ""
         return value

@@ -33,6 +33,7 @@ class Way:
     replies: Path = Path("judge_replies.jsonl")
     prompts: Path = Path("judge_prompts.jsonl")
     annotator: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def _vqa(path: Path, way: Way) -> Scores:
 
 
 def _mhumaneval(path: Path, way: Way) -> Scores:
-    scores = mhumaneval.score(mhumaneval.labels([row for _, row in read_objects(path)], str(path), way.annotator))
+    rows = [row for _, row in read_objects(path)]
+    scores = mhumaneval.score(mhumaneval.labels(rows, str(path), way.annotator, way.model))
     if not way.partial and not scores.settings["complete"]:
         raise UserError(
             f"{path}: {scores.settings['labels']} labeled answers; MHumanEval has {mhumaneval.ITEMS}. To score a part, "
