@@ -192,6 +192,7 @@ def test_an_administrator_imports_adds_people_and_exports_by_the_keyboard(page, 
     submit(page)
     tab_to(page, "Sign out")
     press(page, "Enter")
+    expect(page.get_by_label("Your token")).to_be_focused()
     sign_in(page, world, "eve")
     press(page, "Enter")
     expect(page.get_by_label("Answer, corrected in place")).to_be_visible()
