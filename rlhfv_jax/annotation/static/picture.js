@@ -7,7 +7,7 @@ const MOST = 12;
 export function Picture({ sha, alt, controls, skipKey }) {
   const frame = useRef(null), at = useRef({ zoom: 1, x: 0, y: 0 });
   const [view, setView] = useState(at.current);
-  const [missing, setMissing] = useState(false);
+  const [broken, setBroken] = useState(""), missing = broken === sha;
   const set = (next) => {
     const zoom = Math.min(MOST, Math.max(1, next.zoom));
     const limit = (v, size) => Math.min(0, Math.max(size * (1 - zoom), v));
@@ -27,7 +27,6 @@ export function Picture({ sha, alt, controls, skipKey }) {
   };
   useEffect(() => {
     set({ zoom: 1, x: 0, y: 0 });
-    setMissing(false);
     const wheel = (event) => {
       event.preventDefault();
       const box = frame.current.getBoundingClientRect();
@@ -71,7 +70,7 @@ export function Picture({ sha, alt, controls, skipKey }) {
       ${missing
         ? html`<p class="missing" role="alert">The image is missing or broken. Skip this item (${skipKey}).</p>`
         : html`<img src=${`/api/image/${sha}`} alt=${alt} draggable="false" style=${{ transform }}
-            onError=${() => setMissing(true)} />`}
+            onError=${() => setBroken(sha)} />`}
     </div>
     <div class="tools" role="group" aria-label="Zoom">
       <button type="button" onClick=${() => scale(1 / 1.4)} aria-label="Zoom out (−)" title="Zoom out (−)">−</button>
