@@ -86,10 +86,18 @@ def test_a_shut_store_is_said_and_what_was_sent_again_is_saved_once(opened, tmp_
     assert refused.status_code == 503 and refused.json()["error"] == "busy"
     assert ada.get("/api/items/1").json()["annotation"] is None
     other.execute("ROLLBACK")
-    assert draft(ada, 1, op_id=op).json()["rev"] == 1
-    assert draft(ada, 1, op_id=op).json()["rev"] == 1
+    for _ in range(2):
+        reply = draft(ada, 1, op_id=op)
+        assert (reply.status_code, reply.json()["rev"]) == (200, 1)
     assert len(ada.get("/api/items/1/history").json()) == 1
     other.close()
+
+
+def test_a_commit_waits_for_the_disk_not_only_for_the_system(opened):
+    def settings(c):
+        return [c.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous", "foreign_keys")]
+
+    assert opened.write(settings) == ["wal", 2, 1]  # 2: FULL
 
 
 def test_one_bad_piece_of_work_does_not_take_its_neighbors_along(opened):
