@@ -30,7 +30,8 @@ from rlhfv_jax.annotation import assignment, imports, people, project
 from rlhfv_jax.annotation.store import FILE, Store
 
 _PEOPLE = flags.DEFINE_integer("people", 50, "Annotators at work.")
-_SECONDS = flags.DEFINE_integer("seconds", 60, "How long they work; each saves once a second.")
+_SECONDS = flags.DEFINE_integer("seconds", 60, "How long they work.")
+_EVERY = flags.DEFINE_float("every", 1.0, "Seconds between two saves of an annotator.")
 _PORT = flags.DEFINE_integer("port", 8399, "The server's port.")
 _OUT = flags.DEFINE_string("out", "", "A JSON file to write.")
 
@@ -116,12 +117,13 @@ class Annotator:
 
 
 def work(annotators: list[Annotator], seconds: int) -> list[float]:
-    """Every annotator saves once a second, each at another moment of it; waiting times in seconds since it was due."""
+    """Everybody saves every so often, each at another moment; waiting times in seconds since the save was due."""
     selector = selectors.DefaultSelector()
     for annotator in annotators:
         selector.register(annotator.socket, selectors.EVENT_READ, annotator)
     start = time.perf_counter() + 0.1
-    due = [(start + k + i / len(annotators), a) for k in range(seconds) for i, a in enumerate(annotators)]
+    every, rounds = _EVERY.value, round(seconds / _EVERY.value)
+    due = [(start + every * (k + i / len(annotators)), a) for k in range(rounds) for i, a in enumerate(annotators)]
     waits: list[float] = []
     at = under_way = 0
     while at < len(due) or under_way:

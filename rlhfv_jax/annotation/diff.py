@@ -5,6 +5,7 @@ Unicode code points into NFC texts. Training's own diff (`data.segments`) is ano
 where a record has annotated segments.
 """
 
+import functools
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,12 @@ def tokens(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _TOKEN.finditer(text)]
 
 
+@functools.lru_cache(maxsize=1024)
+def _known_tokens(text: str) -> list[tuple[int, int]]:
+    """As `tokens`, for an answer, which is compared at every save of everybody who corrects it. Not to be changed."""
+    return tokens(text)
+
+
 def segments(source: str, corrected: str, cuts: Cuts = Cuts(), merge_over: int = MERGE_OVER) -> list[Change]:
     """The changed stretches in order; both texts normalized and at most MAX_CHARACTERS long, else UserError.
 
@@ -79,7 +86,7 @@ def segments(source: str, corrected: str, cuts: Cuts = Cuts(), merge_over: int =
     """
     if max(len(source), len(corrected)) > MAX_CHARACTERS:
         raise UserError(f"The text is longer than {MAX_CHARACTERS} characters.")
-    a, b = tokens(source), tokens(corrected)
+    a, b = _known_tokens(source), tokens(corrected)
     left, right = [source[i:j] for i, j in a], [corrected[i:j] for i, j in b]
     spans = _merged(_changes(left, right), source, a, left, merge_over)
     splits = [(_index(a, s), _index(b, d)) for s, d in cuts.splits]
