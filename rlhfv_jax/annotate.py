@@ -204,7 +204,7 @@ def _serve(store: Store) -> None:
         raise UserError(f"{error.name} is missing: pip install rlhfv_jax[annotate].") from error
     if not assignment.all_projects(store.read):
         _project(store, create=True)
-    if not people.listed(store.read):
+    if all(person["role"] != "admin" for person in people.listed(store.read)):
         _print_token("admin", people.add(store, "admin", "admin"))
     if _HOST.value not in security.LOCAL and not _CERTIFICATE.value:
         print(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,17 @@ def test_statistics_and_exports_make_no_project(tmp_path):
         result = annotate(tmp_path, argument)
         assert result.returncode == 1 and "holds no annotation project" in result.stderr
     assert not (tmp_path / "work").exists()
+
+
+def test_whoever_starts_it_first_administers_also_after_others_were_added(tmp_path):
+    added = json.loads(annotate(tmp_path, "--add_person=Ada", "--format=json").stdout)
+    assert added["name"] == "Ada" and len(added["token"]) >= 43  # 256 bits
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "rlhfv_jax.annotate", f"--project={tmp_path / 'work'}", f"--port={port}"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        said = [server.stdout.readline() for _ in range(3)]
+        server.terminate()
+    assert said[0].startswith("admin signs in with the token ") and f"http://127.0.0.1:{port}/#t=" in said[1]
+    assert (tmp_path / "work" / "annotations.sqlite").stat().st_mode & 0o777 == 0o600
