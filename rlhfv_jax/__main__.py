@@ -14,6 +14,7 @@ PROGRAMS = {
     "evaluate": "score answers on a benchmark as its official script does",
     "report": "build a page of scores beside the paper's tables",
     "inspect": "show a data set as the loss sees it",
+    "annotate": "serve the annotation application, import to it, export from it",
 }
 
 

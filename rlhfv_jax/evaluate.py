@@ -38,6 +38,7 @@ _SUBMISSION = flags.DEFINE_string("submission", "", "vqav2: write the test serve
 _ANNOTATOR = flags.DEFINE_string("annotator", "", "mhumaneval: whose labels, where several people labeled an answer.")
 _SCENES = flags.DEFINE_string("scenes", "", "over_generalization: JSON with other scenes, phrases or objects.")
 _RANKING = flags.DEFINE_enum("ranking", "instances", ["instances", "images"], "What a scene's objects are ranked by.")
+_LABELED = flags.DEFINE_string("model", "", "mhumaneval: whose answers, where the labels are of several models'.")
 _JUDGE = flags.DEFINE_enum("judge", "endpoint", ["endpoint", "none"], "none: write the prompts, or read the replies.")
 _URL = flags.DEFINE_string("judge_url", "", "The judge's OpenAI-compatible endpoint; its key is in OPENAI_API_KEY.")
 _MODEL = flags.DEFINE_string("judge_model", "", "The model that judges.")
@@ -49,8 +50,8 @@ _UNJUDGED = flags.DEFINE_float("max_unjudged", 0.05, "Share of items without a v
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print.")
 
 OPTIONS = (
-    *(_BENCHMARK, _ANSWERS, _REFERENCES, _OUT, _COMPARE, _PARTIAL, _SUBMISSION, _ANNOTATOR, _SCENES, _RANKING),
-    *(_JUDGE, _URL, _MODEL),
+    *(_BENCHMARK, _ANSWERS, _REFERENCES, _OUT, _COMPARE, _PARTIAL, _SUBMISSION, _ANNOTATOR, _LABELED, _SCENES),
+    *(_RANKING, _JUDGE, _URL, _MODEL),
     *(_CONCURRENCY, _PER_MINUTE, _ASKS, _OFFICIAL, _UNJUDGED, _FORMAT),
 )
 
@@ -138,6 +139,7 @@ def _score(name: str, answers: Path, other: str, out: Path, judged: Path | None 
             annotator=_ANNOTATOR.value,
             scenes=Path(_SCENES.value) if _SCENES.value else None,
             ranking=_RANKING.value,
+            model=_LABELED.value,
         )
         for end in ("", "_compare")
     )

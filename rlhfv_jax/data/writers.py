@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,29 @@ PARQUET_SCHEMA = pa.schema(
         ("image_path", pa.string()),
     ]
 )
+# What Hugging Face's `datasets` reads to know that the struct is an image.
+_FEATURES = {
+    field.name: {"_type": "Image"} if field.name == "image" else {"dtype": str(field.type), "_type": "Value"}
+    for field in PARQUET_SCHEMA
+}
+PARQUET_SCHEMA = PARQUET_SCHEMA.with_metadata({"huggingface": json.dumps({"info": {"features": _FEATURES}})})
+ROW_GROUP = 256
 
 
-def write_parquet(records: Sequence[PreferenceRecord], path: str | Path, ds_name: str = "rlhf-v") -> None:
-    """Writes the published schema; numeric ids become `idx`, other ids are an error. Segments go to the sidecar."""
+def write_parquet(
+    records: Sequence[PreferenceRecord],
+    path: str | Path,
+    ds_name: str = "rlhf-v",
+    splits: Mapping[str, Mapping[str, str]] | None = None,
+    image_names: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the published schema; numeric ids become `idx`, other ids are an error. Segments go to the sidecar.
+
+    `splits` holds by id what goes to `origin_split` as JSON (the answer's model, the kind of prompt), `image_names`
+    by id what the image was called. The same records give the same bytes.
+    """
     path = Path(path)
+    splits, image_names = splits or {}, image_names or {}
     for record in records:
         if (
             not (record.id.isascii() and record.id.isdecimal() and str(int(record.id)) == record.id)
@@ -39,17 +57,17 @@ def write_parquet(records: Sequence[PreferenceRecord], path: str | Path, ds_name
     rows = [
         {
             "ds_name": ds_name,
-            "image": {"bytes": record.image, "path": None},
+            "image": {"bytes": record.image, "path": image_names.get(record.id)},
             "text": json.dumps(_texts(record)),
             "origin_dataset": record.origin,
-            "origin_split": "{}",
+            "origin_split": json.dumps(splits.get(record.id, {})),
             "idx": int(record.id),
-            "image_path": "",
+            "image_path": image_names.get(record.id, ""),
         }
         for record in records
     ]
     table = pa.Table.from_pylist(rows, PARQUET_SCHEMA)
-    _write(path, records, lambda temporary: pq.write_table(table, temporary))
+    _write(path, records, lambda temporary: pq.write_table(table, temporary, row_group_size=ROW_GROUP))
 
 
 def write_jsonl(records: Sequence[PreferenceRecord], path: str | Path) -> None:
@@ -99,6 +117,8 @@ def _write(path: Path, records: Sequence[PreferenceRecord], write: Callable[[Pat
     try:
         write(temporary)
         temporary_sidecar.write_text(segments_text, encoding="utf-8")
+        for file in (temporary, temporary_sidecar):
+            _sync(file)
         if lines:
             os.replace(temporary_sidecar, sidecar)
         else:
@@ -111,3 +131,9 @@ def _write(path: Path, records: Sequence[PreferenceRecord], write: Callable[[Pat
     finally:
         temporary.unlink(missing_ok=True)
         temporary_sidecar.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Waits until the file is on the disk, so that its new name never stands for half of it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

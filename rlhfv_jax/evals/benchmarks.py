@@ -36,6 +36,7 @@ class Way:
     annotator: str = ""
     scenes: Path | None = None  # over_generalization: other scenes, phrases or objects than the paper's
     ranking: str = "instances"  # over_generalization: what the objects of a scene are ranked by
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def _seed_bench(path: Path, way: Way) -> Scores:
 
 
 def _mhumaneval(path: Path, way: Way) -> Scores:
-    scores = mhumaneval.score(mhumaneval.labels([row for _, row in read_objects(path)], str(path), way.annotator))
+    rows = [row for _, row in read_objects(path)]
+    scores = mhumaneval.score(mhumaneval.labels(rows, str(path), way.annotator, way.model))
     if not way.partial and not scores.settings["complete"]:
         raise UserError(
             f"{path}: {scores.settings['labels']} labeled answers; MHumanEval has {mhumaneval.ITEMS}. To score a part, "

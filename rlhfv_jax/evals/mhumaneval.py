@@ -30,30 +30,49 @@ class Label:
     source: str = ""  # mmhal or objhal, "" where the file does not say
 
 
-def labels(rows: Iterable[Mapping[str, Any]], where: str, annotator: str = "") -> list[Label]:
-    """The labels of an annotation export: `{response_id, segments: [{start, end, text, type}], source?, annotator?}`.
+def labels(rows: Iterable[Mapping[str, Any]], where: str, annotator: str = "", model: str = "") -> list[Label]:
+    """The labels of a file: the annotation application's `spans.jsonl` as it is, or
+    `{response_id, segments: [{start, end, text, type}], source?, annotator?}` a line.
 
-    An answer without a hallucination has an empty list; one that is not in the file is not in the score. Offsets count
-    characters and are checked where the row has its `response`. Raises UserError on a segment of unknown type or of
-    other text than it says, and on an answer labeled twice, unless `annotator` picks one of the labels.
+    An answer without a hallucination has an empty list; one that is not in the file, or was skipped, is not in the
+    score. Offsets count characters and are checked where the row has its `response`. Raises UserError on a segment of
+    unknown type or of other text than it says, on answers of several models unless `model` picks one, and on an answer
+    labeled twice unless `annotator` picks one of the labels.
     """
     found: dict[str, Label] = {}
+    models: set[str] = set()
     for number, row in enumerate(rows, 1):
         at = f"{where}, row {number}"
-        if "response_id" not in row:
-            raise UserError(f"{at}: the field 'response_id' is missing.")
-        name = identifier(row, "response_id", at)
+        if row.get("verdict") == "skipped" or (model and str(row.get("model", model)) != model):
+            continue
         if annotator and str(row.get("annotator", annotator)) != annotator:
             continue
-        if not isinstance(row.get("segments"), list):
-            raise UserError(f"{at}: 'segments' is missing; an answer without a hallucination has an empty list.")
-        if name in found:
-            raise UserError(f"{at}: answer {name} was labeled before; choose one with --annotator=NAME.")
-        source = str(row.get("source", ""))
-        if source and source not in SOURCES:
-            raise UserError(f"{at}: the source {source!r} is none of {', '.join(SOURCES)}.")
-        found[name] = Label(name, tuple(_type(one, row, at) for one in row["segments"]), source)
+        models.add(str(row.get("model", "")))
+        if len(models) > 1:
+            raise UserError(f"{at}: labels of answers of {' and '.join(sorted(models))}; choose one with --model=NAME.")
+        label = _label(row, at)
+        if label.id in found:
+            raise UserError(f"{at}: answer {label.id} was labeled before; choose one with --annotator=NAME.")
+        found[label.id] = label
     return list(found.values())
+
+
+def _label(row: Mapping[str, Any], at: str) -> Label:
+    """A row of either form; the application's has its answer's `id` and `spans`, and a `benchmark` of any spelling."""
+    ours = "spans" in row
+    key, segments = "id" if ours else "response_id", row.get("spans" if ours else "segments")
+    if key not in row:
+        raise UserError(f"{at}: the field {key!r} is missing.")
+    name = identifier(row, key, at)
+    if not isinstance(segments, list):
+        raise UserError(f"{at}: 'segments' is missing; an answer without a hallucination has an empty list.")
+    source = str(row.get("source", ""))
+    if ours:
+        written = str(row.get("benchmark", "")).lower()
+        source = next((known for known in SOURCES if written.startswith(known[:3])), "")
+    if source and source not in SOURCES:
+        raise UserError(f"{at}: the source {source!r} is none of {', '.join(SOURCES)}.")
+    return Label(name, tuple(_type(one, row, at) for one in segments), source)
 
 
 def _type(segment: Any, row: Mapping[str, Any], at: str) -> str:

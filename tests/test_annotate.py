@@ -1,0 +1,64 @@
+"""The program from its command line: import, then what it refuses."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("regex")
+
+
+def annotate(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "rlhfv_jax.annotate", f"--project={folder / 'work'}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+
+
+@pytest.fixture
+def answers(tmp_path) -> Path:
+    """Two lines as `generate` writes them, and their questions; the second answer is empty."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    questions = [{"question_id": i, "text": "What is this?", "image": "a.png"} for i in range(2)]
+    lines = [
+        {"question_id": i, "prompt": "p", "text": text, "token_ids": [1], "model_id": "m"}
+        for i, text in enumerate(["A bus.", " "])
+    ]
+    for name, rows in (("questions", questions), ("answers", lines)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "answers.jsonl"
+
+
+def test_nothing_of_a_file_with_a_bad_row_is_imported_unless_asked(answers, tmp_path):
+    given = (f"--import={answers}", f"--questions={tmp_path / 'questions.jsonl'}", "--format=json")
+    refused = annotate(tmp_path, *given)
+    assert refused.returncode == 1 and json.loads(refused.stdout)["added"] == 0
+    assert "line 2, response: the text is empty" in json.loads(refused.stdout)["errors"][0]["detail"]
+    taken = annotate(tmp_path, *given, "--keep_going")
+    assert taken.returncode == 0 and json.loads(taken.stdout)["added"] == 1
+    again = annotate(tmp_path, *given, "--keep_going")
+    assert json.loads(again.stdout)["duplicates"] == 1
+
+
+def test_statistics_and_exports_make_no_project(tmp_path):
+    for argument in ("--stats", f"--export={tmp_path / 'pairs.parquet'}"):
+        result = annotate(tmp_path, argument)
+        assert result.returncode == 1 and "holds no annotation project" in result.stderr
+    assert not (tmp_path / "work").exists()
+
+
+def test_whoever_starts_it_first_administers_also_after_others_were_added(tmp_path):
+    added = json.loads(annotate(tmp_path, "--add_person=Ada", "--format=json").stdout)
+    assert added["name"] == "Ada" and len(added["token"]) >= 43  # 256 bits
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "rlhfv_jax.annotate", f"--project={tmp_path / 'work'}", f"--port={port}"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        said = [server.stdout.readline() for _ in range(3)]
+        server.terminate()
+    assert said[0].startswith("admin signs in with the token ") and f"http://127.0.0.1:{port}/#t=" in said[1]
+    assert (tmp_path / "work" / "annotations.sqlite").stat().st_mode & 0o777 == 0o600
