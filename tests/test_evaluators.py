@@ -19,6 +19,7 @@ from rlhfv_jax.evals import benchmarks
 from rlhfv_jax.generation import questions
 from rlhfv_jax.models import vlm
 from rlhfv_jax.reporting.runs import read_run
+from rlhfv_jax.structs import TrainState
 
 TOKENS = 12
 QUESTIONS = ("Is there a dog in the picture?", "Is there a person?", "What is this?", "Describe the picture in detail.")
@@ -304,8 +305,8 @@ def test_a_lower_rate_of_hallucination_and_a_higher_score_are_better(tmp_path, m
         saved.clear()
         higher = selection.higher_is_better(metric)
         keeper = checkpoint.Best(tmp_path / "none", metric, higher)
-        for value in (30.0, 20.0, 40.0, None, 35.0):
-            keeper.offer(None, {} if value is None else {metric: value}, {})
+        for step, value in enumerate((30.0, 20.0, 40.0, None, 35.0)):
+            keeper.offer(TrainState(step, None, None), {} if value is None else {metric: value}, {})
         assert saved[-1] == {metric: better(20.0, 30.0, 40.0)}
     assert selection.higher_is_better("eval/pope/random/yes_ratio") is None
     assert selection.higher_is_better("eval/loss") is False
