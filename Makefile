@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo smoke slow lint wheel bench clean
+.PHONY: test demo smoke slow long lint wheel bench clean
 # XLA's costly passes are left out here: most of the time is compilation. `make slow` and the demo run with them.
 test: $(READY)
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long"
 
 demo: $(READY)
 	$(BIN)/python -m rlhfv_jax.train --config=demo.py --workdir=runs/demo $(ARGS)
@@ -17,6 +17,9 @@ smoke: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+long: $(READY)
+	$(BIN)/python -m pytest -n 2 -m long
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -134,7 +134,7 @@ def test_nothing_sent_is_answered_with_a_servers_error(clients, data):
     fuzz(clients, data)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @many
 @given(st.data())
 def test_nothing_of_thousands_sent_is_answered_with_a_servers_error(clients, data):

@@ -117,7 +117,7 @@ def test_two_processes_train_save_and_continue_as_one(start, alone, tmp_path):
     check_as_one(start, alone, tmp_path / "run", 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_processes_train_save_and_continue_as_one(start, alone, tmp_path):
     check_as_one(start, alone, tmp_path / "run", 4)
 

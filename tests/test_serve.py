@@ -270,7 +270,7 @@ def test_32_clients_at_once_get_their_own_answers_while_others_hang_up(engine, s
     assert crowd(engine, server, seconds=3, each=2, mixed=False) >= 64
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_32_clients_for_a_minute_get_their_own_answers_while_others_hang_up(engine, server):
     answers = crowd(engine, server, seconds=60, each=8, mixed=True)
     print(f"{answers} answers in a minute")
@@ -550,7 +550,7 @@ def test_no_hostile_body_is_a_server_error(server):
     fuzz(server, 150, repeat=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_none_of_2000_hostile_bodies_is_a_server_error(server):
     fuzz(server, 2000, repeat=False)
 

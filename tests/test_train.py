@@ -157,13 +157,22 @@ def sums(workdir: Path) -> dict:
     return json.loads((checkpoint.find(workdir) / "checksums" / "metadata").read_text())
 
 
-@pytest.mark.slow
-def test_killed_ten_times_at_random_moments_a_run_ends_with_the_same_metrics_and_parameters(command, tmp_path):
+TEN_KILLS = ("start", "save", "step", "save", "step", "save", "save", "step", "save", "save", "sigterm")
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param(("save", "step", "sigterm"), marks=pytest.mark.slow),
+        pytest.param(TEN_KILLS, marks=pytest.mark.long, id="ten_times"),
+    ],
+)
+def test_killed_at_random_moments_a_run_ends_with_the_same_metrics_and_parameters(command, tmp_path, moments):
     """SIGKILL while it starts, between steps, and while it writes checkpoints; then SIGTERM while it writes one."""
     options = ("--config.optim.steps=80", "--config.save_every=2")
     run(command(tmp_path / "whole", *options), timeout=900)
     workdir, dice, torn = tmp_path / "killed", random.Random(0), 0
-    for moment in ("start", "save", "step", "save", "step", "save", "save", "step", "save", "save", "sigterm"):
+    for moment in moments:
         process = subprocess.Popen(**command(workdir, *options))
         before = unfinished(workdir)
         lines = len(metrics.read(workdir / "metrics.jsonl"))
@@ -180,7 +189,7 @@ def test_killed_ten_times_at_random_moments_a_run_ends_with_the_same_metrics_and
         _, errors = process.communicate()
         assert process.returncode == (75 if moment == "sigterm" else -signal.SIGKILL), errors
         torn += bool(unfinished(workdir))
-    print(f"{torn} of 10 kills hit a checkpoint that was being written")
+    print(f"{torn} of {len(moments) - 1} kills hit a checkpoint that was being written")
     assert torn >= 3
     run(command(workdir, *options), timeout=900)
     assert comparable(workdir) == comparable(tmp_path / "whole")
