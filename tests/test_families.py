@@ -122,6 +122,7 @@ SMALL = {
     "mesh.fsdp": 1,
     "optim.batch_size": 4,
     "optim.steps": 2,
+    "optim.warmup": 0.0,
     "eval_share": 0.3,
     "save_every": 0,
     "model.llm.width": 32,
