@@ -241,9 +241,12 @@ def _check_rows(s: Settings) -> None:
         raise UserError("config.data.buckets is for config.data.layout=rows; packed buffers choose their sizes.")
     if s.ddpo.diff_over == "row" and s.ddpo.unit != "token":
         raise UserError(f"config.ddpo.diff_over=row compares tokens; config.ddpo.unit={s.ddpo.unit} needs response.")
-    template = find_template(s.data.template)
+    try:
+        template = find_template(s.data.template)
+    except UserError as error:
+        raise UserError(f"config.data.template: {error}") from error
     if template.opening is not None:
-        raise UserError(f"config.data.template={s.data.template} is for generation; no model is trained on it.")
+        raise UserError(f"config.data.template={s.data.template!r} is not known to training; it is for `generate`.")
     if s.ddpo.label_mask == "muffin" and not template.role:
         raise UserError(f"config.ddpo.label_mask=muffin is for config.data.template=muffin, not {s.data.template}.")
     if plain := [text for text in s.data.instructions if "{question}" not in text]:

@@ -230,6 +230,6 @@ def test_named_sizes_are_those_of_the_published_models():
             sum(int(np.prod(e.torch_shape(known))) * len(e.names(known)) for e in layouts.LLAMA_ALONE.entries)
             == expected
         )
-    assert set(job.NAMED) == {"muffin_13b", "llama_7b", "llama_13b", "stories260k"}
+    assert {"muffin_13b", "llama_7b", "llama_13b", "stories260k"} <= set(job.NAMED)
     tower = jax.eval_shape(lambda k: beit3.Beit3(beit3.large()).init(k, jnp.zeros((1, 448, 448, 3))), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(tower)) == 607_757_312 + 64 * 1024

@@ -43,7 +43,7 @@ def test_the_matrix_has_every_family():
     assert set(TINY) == set(CONFIGS) == set(families.FAMILIES)
 
 
-QUICK = ("llava15", "omnilmm")  # the others compile in the slow run
+QUICK = ("omnilmm",)  # the others compile in the slow run
 
 
 def marked(quick: tuple[str, ...]) -> list:
@@ -122,6 +122,7 @@ SMALL = {
     "mesh.fsdp": 1,
     "optim.batch_size": 4,
     "optim.steps": 2,
+    "optim.warmup": 0.0,
     "eval_share": 0.3,
     "save_every": 0,
     "model.llm.width": 32,

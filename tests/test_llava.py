@@ -101,7 +101,7 @@ def test_hidden_states_logits_and_log_probs_are_the_references(golden):
     close(-logps.sum() / scored.sum(), arrays["ce_loss"])
 
 
-@pytest.mark.parametrize("golden", ["15", pytest.param("10", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
 def test_gradient_norms_are_the_references_and_the_fixed_layers_have_none(golden, folder):
     arrays, config, params, tokens = golden
     labels, lengths = arrays["new_labels"][:, 1:].astype(np.int32), arrays["new_lengths"]
@@ -156,6 +156,7 @@ def test_rows_and_targets_are_the_references(folder, fixtures):
         assert asked == item["legacy_false"].get("inference_input_ids", asked)
 
 
+@pytest.mark.slow
 def test_generated_ids_are_the_references(folder, llava15):
     config, params = llava15
     decoder = TokenDecoder(config, params)

@@ -104,6 +104,7 @@ def test_hidden_states_logits_and_log_probs_are_the_references(golden, model, ou
     close(-logps.sum() / scored.sum(), golden["ce_loss"])
 
 
+@pytest.mark.slow
 def test_gradients_are_the_references_and_the_positions_have_none(folder, golden, model):
     """Tower included; compared in PyTorch's layout, through the conversion table read backwards."""
     config, params = model

@@ -63,6 +63,7 @@ def test_logits_and_greedy_ids_are_those_of_transformers(mistral):
         assert row == want[16 : 16 + len(row)].tolist() and row
 
 
+@pytest.mark.slow
 def test_packed_pairs_have_the_log_probs_of_their_rows(tiny_config, tiny_params):
     """The rejected answer stands behind the chosen one in its unit; distances are those in its own row."""
     config = replace(tiny_config, llm=replace(tiny_config.llm, window=WINDOW))
@@ -79,6 +80,7 @@ def test_packed_pairs_have_the_log_probs_of_their_rows(tiny_config, tiny_params)
     assert np.abs(wide - rows).max() > 1e-3  # the window is in the way of something
 
 
+@pytest.mark.slow
 def test_the_splash_kernel_and_xla_look_back_equally_far():
     q, k, v = (jax.random.normal(jax.random.key(i), (1, 128, 2, 64)) for i in range(3))
     options = {"causal": True, "window": 7, "key_lengths": jnp.asarray([100])}
