@@ -14,7 +14,7 @@ from absl import flags
 
 from rlhfv_jax import cli, settings
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.planning import estimate, targets
+from rlhfv_jax.planning import alternatives, estimate, targets
 
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", "", "The hardware, as v5p:2x2x2 or a100_sxm_80:8.")
@@ -53,24 +53,13 @@ def text(figures: dict) -> str:
             lines += [f"  {inner:<26}{_shown(figure)}" for inner, figure in value.items()]
         elif name != "alternatives":
             lines.append(f"{name:<28}{_shown(value)}")
-    return "\n".join([*lines, verdict(figures)])
+    return "\n".join([*lines, alternatives.verdict(figures)])
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['count']:6d} times  {value['gib']:8.2f} GiB sent  {value['overlapped']:4.0%} under products"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def verdict(figures: dict) -> str:
-    """`fits`, or that it does not and which of the computed alternatives does."""
-    if figures["fits"]:
-        return "fits"
-    tried = figures.get("alternatives", [])
-    if tried and tried[-1]["fits"]:
-        return f"does not fit: try {tried[-1]['change']}, which needs {tried[-1]['peak_gib']:.1f} GiB"
-    what = f" ({'; '.join(one['change'] for one in tried)} do not fit either)" if tried else ""
-    return f"does not fit: try more devices or larger ones{what}"
 
 
 if __name__ == "__main__":

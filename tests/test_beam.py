@@ -12,11 +12,11 @@ ENDS, NEW, PAD = (7, 11, 13, 17, 19, 23), 16, 1
 CASES = [
     {},
     {"num_beams": 3},
-    {"num_beams": 5, "length_penalty": 0.8},
+    pytest.param({"num_beams": 5, "length_penalty": 0.8}, marks=pytest.mark.slow),
     {"num_beams": 5, "length_penalty": 1.2},
-    {"num_beams": 3, "repetition_penalty": 1.1},
+    pytest.param({"num_beams": 3, "repetition_penalty": 1.1}, marks=pytest.mark.slow),
     {"repetition_penalty": 1.3},
-    {"num_beams": 4, "early_stopping": True},
+    pytest.param({"num_beams": 4, "early_stopping": True}, marks=pytest.mark.slow),
     {"num_beams": 4, "early_stopping": "never", "length_penalty": 1.5},
     {"num_beams": 3, "length_penalty": -0.5, "num_answers": 3},
 ]

@@ -148,6 +148,7 @@ def test_the_metrics_are_the_benchmarks_own_on_the_written_answers(finished, ask
     assert {name: facts["questions"] for name, facts in manifest["evals"].items()} == {"pope": 12, "samples": 12}
 
 
+@pytest.mark.slow
 def test_a_run_that_continues_gives_the_same_numbers(finished, configured, tmp_path):
     """From its checkpoint of step 2, with what it had written of step 4 half gone, half there."""
     run = shutil.copytree(finished, tmp_path / "run")
@@ -204,6 +205,7 @@ def test_adapters_answer_merged_and_choose_the_best_step(finished, configured, a
     assert checkpoint.read_meta(tmp_path / "run/best")["best"] == {"eval/pope/mean_f1": 60.0}
 
 
+@pytest.mark.slow
 def test_parameters_cut_over_a_mesh_answer_as_whole_ones(finished, configured, asked, tmp_path):
     """Four shares of the parameters and two of the heads answer as one device did, one step after another."""
     s = settings.from_dict(configured({"evals.questions": (f"pope={asked / 'pope.jsonl'}",)}))

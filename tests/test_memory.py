@@ -80,6 +80,7 @@ def test_a_split_float32_is_whole_again_bit_for_bit():
     assert np.array_equal(np.asarray(high).view(np.uint16)[finite], rounded.view(np.uint16)[finite])
 
 
+@pytest.mark.slow
 def test_split_weights_train_as_float32_masters_bit_for_bit(trajectories):
     """Against float32 masters that are rounded to the same bfloat16 at every step: metrics, weights, moments."""
     masters, split = trajectories["fp32"], trajectories["split"]
@@ -110,6 +111,7 @@ def test_stochastic_rounding_has_no_bias_and_gives_one_of_the_two_neighbors():
                 assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(n)
 
 
+@pytest.mark.slow
 def test_bfloat16_moments_follow_float32_ones(trajectories, tiny_params):
     """Losses, and the whole way from the first weights to the last: a few percent of its length."""
     masters, short = trajectories["fp32"], trajectories["split_sr"]
@@ -135,6 +137,7 @@ def test_second_moments_rounded_to_nearest_would_drift_where_stochastic_ones_do_
     assert np.asarray(drawn, np.float32).mean() == pytest.approx(exact[0], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("plan", "per_parameter"), [("fp32", 12), ("split", 12), ("split_sr", 8)])
 def test_bytes_a_parameter_are_as_stated(trajectories, tiny_params, plan, per_parameter):
     """By shapes, of the 13B model; and by arguments and aliases of the small one's step (frozen weights: 4)."""
@@ -151,6 +154,7 @@ def test_bytes_a_parameter_are_as_stated(trajectories, tiny_params, plan, per_pa
     assert one.memory.argument_size_in_bytes - one.memory.alias_size_in_bytes == pytest.approx(batch, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", memory.NAMES)
 def test_checkpoints_hold_float32_weights_and_give_back_the_state_on_another_mesh(trajectories, tmp_path, plan):
     state, one = trajectories[plan].state, trajectories[plan].updater

@@ -85,7 +85,13 @@ def test_the_first_loss_is_ln_2_and_overfitting_lowers_it(single):
 
 @pytest.mark.parametrize(
     "axes",
-    [{"data": 8}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 4}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    [
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"data": 4, "fsdp": 2}, marks=pytest.mark.slow),
+        {"data": 2, "fsdp": 4},
+        {"fsdp": 8},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+    ],
 )
 def test_one_device_and_eight_agree_to_rounding(single, tiny_config, tiny_params, axes):
     mesh = sharding.make_mesh(**axes)

@@ -99,7 +99,7 @@ def test_the_manifest_names_data_versions_and_recipe(finished, parquet):
 
 
 # Seconds after the given line appears: before the first checkpoint, around its write, and later.
-@pytest.mark.parametrize(("line", "delay"), [(1, 0.0), (3, 0.02), (6, 0.2)])
+@pytest.mark.parametrize(("line", "delay"), [pytest.param(1, 0.0, marks=pytest.mark.slow), (3, 0.02), (6, 0.2)])
 def test_killed_at_any_step_and_started_again_the_metrics_equal_the_uninterrupted_runs(
     finished, command, tmp_path, line, delay
 ):

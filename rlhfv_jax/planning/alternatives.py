@@ -69,3 +69,14 @@ def search(
         if found["fits"]:
             break
     return tried
+
+
+def verdict(figures: dict) -> str:
+    """`fits`, or that it does not and which of the computed alternatives does."""
+    if figures["fits"]:
+        return "fits"
+    tried = figures.get("alternatives", [])
+    if tried and tried[-1]["fits"]:
+        return f"does not fit: try {tried[-1]['change']}, which needs {tried[-1]['peak_gib']:.1f} GiB"
+    what = f" ({'; '.join(one['change'] for one in tried)} do not fit either)" if tried else ""
+    return f"does not fit: try more devices or larger ones{what}"
