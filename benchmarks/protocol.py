@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+Call = Callable[[], Any]
 PACKAGES = ("rlhfv_jax", "jax", "jaxlib", "flax", "torch", "transformers", "numpy")
 
 
@@ -24,7 +25,9 @@ def gate(values: Mapping[str, float], tolerance: float) -> None:
         assert difference <= tolerance, f"{name} computes {value}, {first} {expected}: off by {difference:.1e}"
 
 
-def abba(contenders: Mapping[str, Callable[[], None]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+def abba(
+    contenders: Mapping[str, Call], repeats: int, warmup: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every call. A call returns when its work is done; a round runs all in order, then in reverse."""
     for call in contenders.values():
         for _ in range(warmup):
@@ -32,9 +35,9 @@ def abba(contenders: Mapping[str, Callable[[], None]], repeats: int, warmup: int
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
         for name in [*contenders, *reversed(contenders)]:
-            started = time.perf_counter()
+            started = clock()
             contenders[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 

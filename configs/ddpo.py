@@ -87,6 +87,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.optim.eps = 1e-8
     c.optim.clip = 1.0  # global gradient norm
     c.optim.trainable = "frozen_A"  # full, frozen_A (BEiT-3's image branch fixed), frozen (tower fixed), lm_only
+    c.optim.memory = "fp32"  # of weights and moments; or split, split_sr: docs/scale.md, our choice
 
     c.lora = ml_collections.ConfigDict()  # our choice throughout: the paper and the release train whole matrices
     c.lora.rank = 0  # 0: no adapters, the parameters themselves train
@@ -94,6 +95,7 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.lora.targets = r"llm/layers/(attention/[qkvo]|mlp/(gate|up|down))/"  # searched for in the paths of the kernels
 
     c.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # -1: all devices that are left
+    c.gradient_accumulation = 1  # parts of a batch, computed one after another; the update is that of the whole batch
 
     c.workers = 0  # processes that decode images; 0: threads. Our choice
     c.log_every = 10  # steps between host syncs; every step gets its line in metrics.jsonl
@@ -102,6 +104,18 @@ def rlhfv_paper() -> ml_collections.ConfigDict:
     c.eval_share = 0.0  # share of data.path's rows held out to evaluate on, by a hash of their ids; our choice
     c.best = ""  # also keep the checkpoint that is best by this, as "eval/rewards/accuracies", in best/; our choice
     c.keep = 2  # checkpoints
+    c.grace = 300.0  # seconds from SIGTERM to the end of the process, its state saved or not
+    c.compilation_cache = "auto"  # compiled/ beside the run's directory; or another directory, or "" for none
+
+    c.evals = ml_collections.ConfigDict()  # questions that the model answers while it trains; our choice throughout
+    c.evals.questions = ()  # as ("pope=dev_pope.jsonl",): a benchmark without a judge is scored, any name is written
+    c.evals.image_dir = ""  # where their images are; empty: beside each file
+    c.evals.references = ""  # the folder with the benchmarks' official files, as for `evaluate`
+    c.evals.every = 0  # steps; 0: as eval_every
+    c.evals.count = 0  # only the first questions of each file; 0: all
+    c.evals.max_new_tokens = 256
+    c.evals.num_beams = 1
+    c.evals.batch_size = 32  # rows (questions times beams) decoded together
     return c
 
 

@@ -58,6 +58,7 @@ def demo() -> ml_collections.ConfigDict:
     c.ablations = False  # the paper's Table 3: IT-VQA then DDPO, DPO in its place, and both stages on cropped images
 
     c.save_every = 100  # steps between checkpoints, in every stage
+    c.compilation_cache = "auto"  # compiled/ beside the working directory; or another directory, or "" for none
 
     c.evaluation = ml_collections.ConfigDict()
     c.evaluation.split = "test"  # or "dev": for choosing settings
@@ -81,6 +82,7 @@ def optimizer(name: str, lr: float, steps: int, batch_size: int) -> ml_collectio
             "eps": 1e-8,
             "clip": 1.0,
             "trainable": "full",
+            "memory": "fp32",
         }
     )
 

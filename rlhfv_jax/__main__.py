@@ -9,8 +9,10 @@ PROGRAMS = {
     "reference": "compute the reference's log-probs of preference pairs",
     "convert": "convert weights from PyTorch to Orbax and back",
     "generate": "answer questions with a checkpoint or another server's model",
+    "serve": "answer OpenAI's chat-completion requests with a checkpoint",
     "plan": "say whether a configuration fits on hardware that is not here",
     "evaluate": "score answers on a benchmark as its official script does",
+    "report": "build a page of scores beside the paper's tables",
     "inspect": "show a data set as the loss sees it",
     "annotate": "serve the annotation application, import to it, export from it",
 }

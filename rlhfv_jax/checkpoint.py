@@ -1,7 +1,8 @@
 """Orbax checkpoints: parameters, optimizer state and a JSON record as separate items, restored strictly.
 
-A run's `checkpoints/<step>/` holds `params`, `opt_state` and `meta` (model sizes, tokenizer digest, seed, ...). Nothing
-here is silently partial: an entry that is missing, extra or of another shape or dtype is an error naming it.
+A run's `checkpoints/<step>/` holds `params`, `opt_state`, `meta` (model sizes, tokenizer digest, seed, ...) and
+`checksums`. Nothing here is silently partial: an entry that is missing, extra or of another shape or dtype is an error
+naming it, and so is one with a flipped bit.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,13 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from rlhfv_jax import sharding, trees
+from rlhfv_jax import bits, sharding, trees
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import TrainState
 
-# Metrics of an evaluation that can choose a run's best checkpoint, and whether more of them is better.
+HOST = "pinned_host"  # the memory kind of arrays that a device reaches but does not hold
+
+# Metrics of an evaluation on rows that can choose a run's best checkpoint, and whether more of them is better.
 BEST = {
     "eval/loss": False,
     "eval/nll/chosen": False,
@@ -32,7 +35,10 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder = Path(folder).absolute()
-        self._manager = _manager(self.folder, ocp.CheckpointManagerOptions(max_to_keep=keep, create=True))
+        # What a killed run left half-written takes as much room as a checkpoint.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        with _naming_failure(self.folder):
+            self._manager = _manager(self.folder, options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -48,11 +54,9 @@ class Checkpoints:
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts writing the state under its own step."""
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "opt_state": ocp.args.StandardSave(state.opt_state),
-            "meta": ocp.args.JsonSave(meta),
-        }
+        arrays = {"params": state.params, "opt_state": state.opt_state}
+        items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        items |= {"meta": ocp.args.JsonSave(meta), "checksums": ocp.args.JsonSave(_checksums(arrays))}
         with _naming_failure(self.folder):
             saved = self._manager.save(int(state.step), args=ocp.args.Composite(**items))
         if not saved:
@@ -63,17 +67,26 @@ class Checkpoints:
 
 
 class Best:
-    """The state with the best value of one metric of BEST so far, in a directory of its own."""
+    """The state with the best value of one metric so far, in a directory of its own."""
 
-    def __init__(self, folder: Path, metric: str):
-        self._folder, self._metric = folder, metric
-        # A run that continues starts from what it had found before.
-        self._value = read_meta(folder)["best"][metric] if exists(folder) else None
+    def __init__(self, folder: Path, metric: str, higher: bool):
+        self._folder, self._metric, self._higher = folder, metric, higher
+        # A run that continues starts from what it had found before, and comes by those steps again.
+        self._value, self._step = None, -1
+        if exists(folder):
+            self._value, self._step = read_meta(folder)["best"][metric], int(find(folder).name)
 
     def offer(self, state: TrainState, values: Mapping[str, float], meta: Mapping[str, Any]) -> None:
-        """Saves the state where the metric is better than ever before; returns when it is on disk."""
+        """Saves the state where the metric is better than ever before; returns when it is on disk.
+
+        Values without the metric, of an evaluation at another cadence or of a rate of nothing, choose nothing.
+        """
+        if self._metric not in values:
+            return
         value = float(values[self._metric])
-        if self._value is None or (value > self._value if BEST[self._metric] else value < self._value):
+        if int(state.step) <= self._step:
+            return
+        if self._value is None or (value > self._value if self._higher else value < self._value):
             self._value = value
             with Checkpoints(self._folder, keep=1) as checkpoints:
                 checkpoints.save(state, {**meta, "best": {self._metric: value}})
@@ -147,13 +160,13 @@ def _naming_failure(folder: Path) -> Iterator[None]:
     """Turns what a full disk makes Orbax and TensorStore raise into one sentence; earlier checkpoints stay whole."""
     try:
         yield
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"A checkpoint could not be written in {folder}; is the disk full? Those before it are whole, and the same "
-            f"command continues from the last of them ({first_line[:200]})."
+            f"A checkpoint could not be written in {folder}; is the disk full, or read-only? Those before it "
+            f"are whole, and the same command continues from the last of them ({first_line[:200]})."
         ) from error
 
 
@@ -162,6 +175,7 @@ def _manager(folder: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpo
         "params": ocp.StandardCheckpointHandler(),
         "opt_state": ocp.StandardCheckpointHandler(),
         "meta": ocp.JsonCheckpointHandler(),
+        "checksums": ocp.JsonCheckpointHandler(),
     }
     return ocp.CheckpointManager(folder, options=options, item_names=tuple(handlers), item_handlers=handlers)
 
@@ -182,6 +196,7 @@ def _restore(folder: Path, abstract: dict[str, Any], mesh: Mesh, dtype: Any = No
         with _naming_damage(folder):
             stored = manager.item_metadata(step)
             found = {name: stored[name].tree for name in target}
+            stored_types = jax.tree.map(lambda x: x.dtype, found)
         if dtype is not None:
             found = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), found)
         if lines := trees.diff(target, found):
@@ -193,4 +208,33 @@ def _restore(folder: Path, abstract: dict[str, Any], mesh: Mesh, dtype: Any = No
     absent = [path for path, leaf in trees.paths(restored) if not isinstance(leaf, jax.Array)]
     if absent:
         raise UserError(f"The checkpoint {folder} did not restore {absent[0]}.")
+    if (folder / "checksums").is_dir():  # a converted checkpoint has none
+        unchanged = {path for path, leaf in trees.paths(stored_types) if leaf == dict(trees.paths(target))[path].dtype}
+        _verify(folder, {path: leaf for path, leaf in trees.paths(restored) if path in unchanged})
     return restored
+
+
+def _verify(folder: Path, arrays: dict[str, jax.Array]) -> None:
+    """Raises UserError where an array is not the one that was saved; those that were cast are not among `arrays`."""
+    with _reader(folder) as manager, _naming_damage(folder):
+        saved = manager.restore(int(folder.name), args=ocp.args.Composite(checksums=ocp.args.JsonRestore()))[
+            "checksums"
+        ]
+    for path, value in _checksums(arrays).items():
+        if saved.get(path) != value:
+            raise UserError(f"The checkpoint {folder} is damaged: {path} is not what was saved.")
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """`bits.checksum` of every array, by path; those in a host's memory go through the devices one by one."""
+    arrays = dict(trees.paths(tree))
+    hosted = {path for path, x in arrays.items() if isinstance(x, jax.Array) and x.sharding.memory_kind == HOST}
+    sums = _checksum_tree({path: x for path, x in arrays.items() if path not in hosted})
+    for path in hosted:
+        sums |= _checksum_tree({path: jax.device_put(arrays[path], arrays[path].sharding.with_memory_kind("device"))})
+    return {path: int(value) for path, value in jax.device_get(sums).items()}
+
+
+@jax.jit
+def _checksum_tree(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {path: bits.checksum(array) for path, array in arrays.items()}

@@ -1,6 +1,7 @@
 """What all programs share: finding a config file by bare name, and turning every failure into one sentence.
 
-Exit status: 0 on success, 1 for what a `UserError` explains, 2 for a command line that cannot be read.
+Exit status: 0 on success, 1 for what a `UserError` explains, 2 for a command line that cannot be read, 75 and
+143 after SIGTERM in a training loop (`preemption`).
 """
 
 import difflib
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rlhfv_jax import __version__
-from rlhfv_jax.errors import UserError
+from rlhfv_jax.errors import SAVED, Preempted, UserError
 
 flags.DEFINE_bool("version", False, "Print the version and exit.")
 
@@ -49,12 +50,15 @@ def _shipped() -> list[str]:
     return sorted(path.name for path in config_folder().glob("*.py"))
 
 
-def run(main: Callable[[], None], usage: str, options: Sequence[flags.FlagHolder]) -> None:
-    """Runs a program: parses sys.argv, calls `main()`, exits. --help shows `usage` and the program's own `options`."""
+def run(main: Callable[[], None], usage: str, options: Sequence[flags.FlagHolder], interrupted: str = "") -> None:
+    """Runs a program: parses sys.argv, calls `main()`, exits. --help shows `usage` and the program's own `options`.
+
+    `interrupted`: what a person who pressed Ctrl-C should know, a sentence.
+    """
     if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
         print(_help(usage, options))
         return
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+    app.run(lambda _: _guarded(main, interrupted), flags_parser=_parse)
 
 
 def _help(usage: str, options: Sequence[flags.FlagHolder]) -> str:
@@ -66,7 +70,7 @@ def _help(usage: str, options: Sequence[flags.FlagHolder]) -> str:
     return "\n".join([*lines, f"\nshipped configs: {', '.join(_shipped())}"])
 
 
-def _guarded(main: Callable[[], None]) -> None:
+def _guarded(main: Callable[[], None], interrupted: str) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax and grain warn about their own defaults
     if flags.FLAGS.version:
         print(__version__)
@@ -75,10 +79,11 @@ def _guarded(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         _fail(str(error), 1)
+    except Preempted as notice:
+        print(notice, file=sys.stderr)
+        sys.exit(SAVED)
     except KeyboardInterrupt:
-        _fail(
-            "Interrupted. A training run started again with the same --workdir continues from its last checkpoint.", 130
-        )
+        _fail(f"Interrupted. {interrupted}".rstrip(), 130)
     except OSError as error:
         if error.errno is None:
             raise

@@ -37,6 +37,8 @@ _PARTIAL = flags.DEFINE_bool("partial", False, "Score a file that answers only a
 _SUBMISSION = flags.DEFINE_string("submission", "", "vqav2: write the test server's file instead of scoring.")
 _ANNOTATOR = flags.DEFINE_string("annotator", "", "mhumaneval: whose labels, where several people labeled an answer.")
 _LABELED = flags.DEFINE_string("model", "", "mhumaneval: whose answers, where the labels are of several models'.")
+_SCENES = flags.DEFINE_string("scenes", "", "over_generalization: JSON with other scenes, phrases or objects.")
+_RANKING = flags.DEFINE_enum("ranking", "instances", ["instances", "images"], "What a scene's objects are ranked by.")
 _JUDGE = flags.DEFINE_enum("judge", "endpoint", ["endpoint", "none"], "none: write the prompts, or read the replies.")
 _URL = flags.DEFINE_string("judge_url", "", "The judge's OpenAI-compatible endpoint; its key is in OPENAI_API_KEY.")
 _MODEL = flags.DEFINE_string("judge_model", "", "The model that judges.")
@@ -48,13 +50,19 @@ _UNJUDGED = flags.DEFINE_float("max_unjudged", 0.05, "Share of items without a v
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print.")
 
 OPTIONS = (
-    *(_BENCHMARK, _ANSWERS, _REFERENCES, _OUT, _COMPARE, _PARTIAL, _SUBMISSION, _ANNOTATOR, _LABELED),
-    *(_JUDGE, _URL, _MODEL, _CONCURRENCY, _PER_MINUTE, _ASKS, _OFFICIAL, _UNJUDGED, _FORMAT),
+    *(_BENCHMARK, _ANSWERS, _REFERENCES, _OUT, _COMPARE, _PARTIAL, _SUBMISSION, _ANNOTATOR, _LABELED, _SCENES),
+    *(_RANKING, _JUDGE, _URL, _MODEL),
+    *(_CONCURRENCY, _PER_MINUTE, _ASKS, _OFFICIAL, _UNJUDGED, _FORMAT),
 )
 
 
 def main() -> None:
-    cli.run(_main, __doc__ or "", OPTIONS)
+    cli.run(
+        _main,
+        __doc__ or "",
+        OPTIONS,
+        interrupted="A judge's replies so far are kept; the same command asks for the rest.",
+    )
 
 
 def _main() -> None:
@@ -89,15 +97,18 @@ def _all(answers: Path, out: Path) -> None:
     """Scores what is there; one benchmark that cannot be scored does not keep the others from it, but fails the run."""
     if not answers.is_dir():
         raise UserError(f"--benchmark=all reads a folder of answers, NAME.jsonl each; {answers} is none.")
-    names = [name for name in benchmarks.BENCHMARKS if (answers / f"{name}.jsonl").is_file()]
+    reads = {name: benchmark.reads or name for name, benchmark in benchmarks.BENCHMARKS.items()}
+    names = [name for name in reads if (answers / f"{reads[name]}.jsonl").is_file()]
     if not names:
-        raise UserError(f"{answers} holds no answers; expected one of {', '.join(benchmarks.BENCHMARKS)}.jsonl in it.")
+        raise UserError(
+            f"{answers} holds no answers; expected one of {', '.join(dict.fromkeys(reads.values()))}.jsonl in it."
+        )
     printed: dict[str, Any] = {}
     failures = []
     for name in names:
-        other = str(Path(_COMPARE.value) / f"{name}.jsonl") if _COMPARE.value else ""
+        other = str(Path(_COMPARE.value) / f"{reads[name]}.jsonl") if _COMPARE.value else ""
         try:
-            scores = _score(name, answers / f"{name}.jsonl", other, out / name)
+            scores = _score(name, answers / f"{reads[name]}.jsonl", other, out / name, out / reads[name])
         except UserError as error:
             failures.append(name)
             print(f"error: {name}: {error}", file=sys.stderr)
@@ -115,17 +126,20 @@ def _all(answers: Path, out: Path) -> None:
         raise UserError(f"{len(failures)} of {len(names)} benchmarks were not scored: {', '.join(failures)}.")
 
 
-def _score(name: str, answers: Path, other: str, out: Path) -> Scores | None:
-    """Scores and writes; None where prompts were written for a judge elsewhere."""
+def _score(name: str, answers: Path, other: str, out: Path, judged: Path | None = None) -> Scores | None:
+    """Scores and writes; None where prompts were written for a judge elsewhere. `judged`: where replies are."""
+    judged = judged or out
     ours, theirs = (
         benchmarks.Way(
             Path(_REFERENCES.value or "."),
             partial=_PARTIAL.value,
             judge=_judge(),
-            replies=out / "judge_replies.jsonl",
-            prompts=out / f"judge_prompts{end}.jsonl",
+            replies=judged / "judge_replies.jsonl",
+            prompts=judged / f"judge_prompts{end}.jsonl",
             annotator=_ANNOTATOR.value,
             model=_LABELED.value,
+            scenes=Path(_SCENES.value) if _SCENES.value else None,
+            ranking=_RANKING.value,
         )
         for end in ("", "_compare")
     )

@@ -34,7 +34,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Means over all rows of the source, as `eval/...`; the sums stay on the device until the last batch."""
     totals: steps.Totals | None = None
-    for batch in pipeline.ordered_batches(source, s.optim.batch_size):
+    shares = pipeline.Shares(sharding.shares_here(mesh), sharding.ways(mesh))
+    for batch in pipeline.ordered_batches(source, s.optim.batch_size, shares=shares):
         now = measure(params, sharding.put(batch, mesh))
         totals = now if totals is None else jax.tree.map(jnp.add, totals, now)
     weight, sums = jax.device_get(totals)

@@ -19,10 +19,16 @@ from rlhfv_jax import (
     adapters,
     checkpoint,
     evaluation,
+    evaluators,
+    flops,
     loop,
     lora,
     optim,
+    preemption,
     prepare,
+    processes,
+    profiling,
+    selection,
     settings,
     sharding,
     steps,
@@ -37,7 +43,10 @@ from rlhfv_jax.settings import Settings
 from rlhfv_jax.structs import TrainState
 
 # May change when a run continues: they move work about, not results.
-FREE_KEYS = ("workers", "log_every", "save_every", "eval_every", "keep", "mesh")
+FREE_KEYS = (
+    *("workers", "log_every", "save_every", "eval_every", "keep", "mesh"),
+    *("grace", "compilation_cache", "gradient_accumulation"),
+)
 PACKAGES = (
     "rlhfv_jax",
     "jax",
@@ -65,15 +74,18 @@ class Job:
     total_steps: int
 
 
-def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> TrainState:
+def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto", profiled: range = range(0)) -> TrainState:
     """Trains as the plain nested `config` says, with DDPO or SFT on preference pairs.
 
     The working directory gets config.json, manifest.json, metrics.jsonl, TensorBoard events and checkpoints. `resume`:
-    "auto" continues a run found there, "never" refuses to, anything else is a checkpoint to start from.
+    "auto" continues a run found there, "never" refuses to, anything else is a checkpoint to start from. `profiled`:
+    steps of which a profiler trace is written to `workdir`/profile.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     job = prepare_job(settings.from_dict(config))
-    start = _starting_point(workdir, resume, config)
+    processes.check_shared(workdir)
+    found = processes.from_first("the starting point", lambda: str(_starting_point(workdir, resume, config) or ""))
+    start = Path(found) if found else None
     s, mesh = job.settings, job.mesh
     with jax.set_mesh(mesh):
         updater = make_updater(s.optim, abstract_params(job), job.total_steps)
@@ -81,17 +93,31 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
         if s.lora.rank:
             meta["lora"] = adapters.record(s.init_from, s.lora)
             _check_same_base(start, meta)
-        state = _state(job, updater, start)
+        asked = None
+        if s.evals.questions:
+            if jax.process_count() > 1:
+                raise UserError(
+                    "config.evals answers questions in a run of one process alone; leave its questions out."
+                )
+            asked = evaluators.Evaluators(s, job.model.config, job.tokenizer, mesh, workdir / "evals")
+            if start is not None and (workdir / "manifest.json").exists():
+                asked.check_same(_read_json(workdir / "manifest.json").get("evals"))
+        state = None if start is None else _restored(job, updater, start)
+        params = _fresh_params(job) if state is None else state.params
+        processes.barrier("the parameters are there")
+        source, eval_source, manifest = _sources(job, workdir, params, start)
+        state = updater.place(params, mesh) if state is None else state
         updater.check(state, mesh)
-        source, eval_source, manifest = _sources(job, workdir, state, start)
         manifest |= _facts(job, config, updater, state)
-        write_json(workdir / "config.json", config)
-        write_json(workdir / "manifest.json", manifest)
-        ddpo = s.task == "ddpo"
-        loss_fn = steps.preference_loss(job.model, s.ddpo) if ddpo else steps.sft_loss(job.model)
-        if s.lora.rank:
-            loss_fn = lora.at_scale(loss_fn, s.lora.scale)
-        measure = steps.evaluation(loss_fn)
+        if asked is not None:
+            manifest["evals"] = asked.facts()
+        if processes.is_first():
+            write_json(workdir / "config.json", config)
+            write_json(workdir / "manifest.json", manifest)
+        loss_fn = _loss(s, job.model)
+        measure = processes.together("the evaluation", steps.evaluation(loss_fn))
+        on_rows = eval_source and (lambda params: evaluation.evaluate(measure, params, eval_source, s, mesh))
+        every, evaluate = evaluators.together(s, on_rows, asked, job.total_steps)
         return fit(
             updater,
             loss_fn,
@@ -104,16 +130,20 @@ def train(config: Mapping[str, Any], workdir: Path, resume: str = "auto") -> Tra
             batch_size=s.optim.batch_size,
             seed=s.seed,
             keep=s.keep,
+            grace=s.grace,
             best=s.best,
-            stored=_without_base if s.lora.rank else None,
+            stored=_without_base if s.lora.rank else updater.to_checkpoint,
+            parts=s.gradient_accumulation,
             augment=s.data.augment,
             bounds=job.rows.bounds(s.data.buckets),
             workers=s.workers,
+            trace=profiling.Trace(profiled, workdir / "profile"),
+            ideal=_ideal_seconds(job, updater, state),
             log_every=s.log_every,
             save_every=s.save_every,
-            eval_every=s.eval_every,
+            eval_every=every,
             check_first=(lambda metrics: evaluation.check_reference(metrics, s)) if prepare.comparable(s) else None,
-            evaluate=eval_source and (lambda params: evaluation.evaluate(measure, params, eval_source, s, mesh)),
+            evaluate=evaluate,
         )
 
 
@@ -130,8 +160,10 @@ def fit(
     batch_size: int,
     seed: int,
     keep: int = 1,
+    grace: float = 300.0,
     best: str = "",
     stored: Callable[[TrainState], TrainState] | None = None,
+    parts: int = 1,
     augment: str = "none",
     bounds: Sequence[int] = (),
     workers: int = 0,
@@ -140,9 +172,9 @@ def fit(
     """Trains up to `total_steps` on shuffled batches of the source, with metrics and checkpoints in `workdir`.
 
     Call within `jax.set_mesh(mesh)`. `augment` names one of `images.AUGMENTATIONS`, `bounds` and `workers` are those
-    of `pipeline.train_batches`; `loop_options` go to `loop.train`. With `best`, a metric of `checkpoint.BEST`, the
-    state that is best by it is kept in `workdir`/best. `stored` gives what checkpoints hold of a state, where that is
-    not all of it.
+    of `pipeline.train_batches`, `grace` that of `preemption.Watch`, `parts` that of `steps.gradient`; `loop_options` go
+    to `loop.train`. With `best`, a metric that `selection` knows, the state that is best by it is kept in
+    `workdir`/best. `stored` gives what checkpoints hold of a state, where that is not all of it.
     """
     start = int(state.step)
     batches = pipeline.train_batches(
@@ -150,29 +182,53 @@ def fit(
         batch_size,
         seed,
         start=start,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        shares=pipeline.Shares(sharding.shares_here(mesh), sharding.ways(mesh)),
         augment=images.AUGMENTATIONS[augment],
         bounds=bounds,
         workers=workers,
     )
-    writer = MetricsWriter(workdir, start)
-    keeper = checkpoint.Best(workdir / "best", best) if best else None
+    keeper = checkpoint.Best(workdir / "best", best, bool(selection.higher_is_better(best))) if best else None
     stored = stored or (lambda state: state)
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
+    with preemption.Watch(grace) as watch, checkpoint.Checkpoints(workdir / "checkpoints", keep) as checkpoints:
+        writer = MetricsWriter(workdir, start, writes=processes.is_first())
         state = loop.train(
             state,
-            updater.step(loss_fn, mesh, state),
+            processes.together("the step", updater.step(loss_fn, mesh, state, parts)),
             (sharding.put(batch, mesh) for batch in batches),
             writer,
             lambda state: checkpoints.save(stored(state), meta),
             steps=total_steps,
             pairs_per_step=batch_size,
+            preempted=watch.due,
             evaluated=None if keeper is None else lambda state, values: keeper.offer(stored(state), values, meta),
             **loop_options,
         )
     writer.close()
     return state
+
+
+def _loss(s: Settings, model: vlm.Muffin) -> steps.LossFn:
+    loss_fn = steps.preference_loss(model, s.ddpo) if s.task == "ddpo" else steps.sft_loss(model)
+    return lora.at_scale(loss_fn, s.lora.scale) if s.lora.rank else loss_fn
+
+
+def _ideal_seconds(job: Job, updater: steps.Updater, state: TrainState) -> Callable[[Any], float] | None:
+    """A batch's matrix products, nothing recomputed, at the devices' peak; None where that is not known."""
+    peak = flops.peak(job.mesh.devices.flat[0].device_kind)
+    if peak is None:
+        return None
+    loss_fn = _loss(job.settings, job.model.clone(remat="none"))
+    trainable, frozen = trees.split(jax.eval_shape(lambda: state.params), updater.mask)
+    known: dict[Any, float] = {}
+
+    def seconds(batch: Any) -> float:
+        shapes = tuple(field.shape for field in batch)
+        if shapes not in known:
+            traced = jax.make_jaxpr(steps.gradient(loss_fn, job.mesh))(trainable, frozen, batch)
+            known[shapes] = flops.dot_flops(traced.jaxpr) / (peak * job.mesh.size)
+        return known[shapes]
+
+    return seconds
 
 
 def make_updater(o: settings.Optim, abstract_params: Any, total_steps: int) -> steps.Updater:
@@ -182,7 +238,7 @@ def make_updater(o: settings.Optim, abstract_params: Any, total_steps: int) -> s
         optimizer = optim.muon(schedule, b2=o.b2, eps=o.eps, clip=o.clip)
     else:
         optimizer = optim.adamw(schedule, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay, clip=o.clip)
-    return steps.Updater(optimizer, schedule, optim.trainable_mask(abstract_params, o.trainable))
+    return steps.Updater(optimizer, schedule, optim.trainable_mask(abstract_params, o.trainable), o.memory)
 
 
 def initial_state(
@@ -190,10 +246,10 @@ def initial_state(
 ) -> TrainState:
     """The state of the checkpoint `start` or, without one, the parameters of `init()` with a fresh optimizer."""
     if start is None:
-        params = init()
-        where = sharding.shardings(jax.eval_shape(updater.init, params), mesh)
-        return jax.jit(updater.init, out_shardings=where, donate_argnums=0)(params)
-    return checkpoint.restore(start, jax.eval_shape(updater.init, abstract_params), mesh)
+        return updater.place(init(), mesh)
+    return updater.from_checkpoint(
+        checkpoint.restore(start, jax.eval_shape(updater.stored_init, abstract_params), mesh)
+    )
 
 
 def abstract_params(job: Job) -> Any:
@@ -202,20 +258,22 @@ def abstract_params(job: Job) -> Any:
     return jax.eval_shape(lambda base: prepare.with_adapters(job.settings, base), base)
 
 
-def _state(job: Job, updater: steps.Updater, start: Path | None) -> TrainState:
-    """The run's initial state; a LoRA run's checkpoint holds its adapters alone, so its base is read beside it."""
-    s, mesh, abstract = job.settings, job.mesh, abstract_params(job)
-
-    def init() -> Any:
-        return prepare.init_params(s, job.model, mesh)
-
+def _fresh_params(job: Job) -> Any:
+    """The parameters that the run starts from, adapters included, on the mesh."""
+    s, base = job.settings, prepare.init_params(job.settings, job.model, job.mesh)
     if not s.lora.rank:
-        return initial_state(updater, abstract, init, start, mesh)
-    if start is None:
-        place = jax.jit(lambda base: prepare.with_adapters(s, base), out_shardings=sharding.shardings(abstract, mesh))
-        return initial_state(updater, abstract, lambda: place(init()), start, mesh)
-    state = checkpoint.restore(start, _without_base(jax.eval_shape(updater.init, abstract)), mesh)
-    return state._replace(params=lora.attach(init(), state.params))
+        return base
+    where = sharding.shardings(abstract_params(job), job.mesh)
+    return jax.jit(lambda base: prepare.with_adapters(s, base), out_shardings=where)(base)
+
+
+def _restored(job: Job, updater: steps.Updater, start: Path) -> TrainState:
+    """The state of a checkpoint; a LoRA run's holds its adapters alone, so its base is read beside it."""
+    abstract = abstract_params(job)
+    if not job.settings.lora.rank:
+        return initial_state(updater, abstract, lambda: None, start, job.mesh)
+    state = checkpoint.restore(start, _without_base(jax.eval_shape(updater.init, abstract)), job.mesh)
+    return state._replace(params=lora.attach(prepare.init_params(job.settings, job.model, job.mesh), state.params))
 
 
 def _without_base(state: TrainState) -> TrainState:
@@ -233,7 +291,7 @@ def prepare_job(s: Settings) -> Job:
     """Reads and checks everything that a run needs before it has a state."""
     prepare.check_inputs(s)
     mesh = sharding.make_mesh(s.mesh.data, s.mesh.fsdp, s.mesh.tensor)
-    sharding.check_batch_size(s.optim.batch_size, mesh)
+    sharding.check_batch_size(s.optim.batch_size, mesh, s.gradient_accumulation)
     tokenizer = prepare.load_tokenizer(s)
     model = prepare.build_model(s, tokenizer)
     rows = prepare.load_rows(s.data.path, s, tokenizer, selected=True)
@@ -274,15 +332,15 @@ def check_same_config(workdir: Path, config: Mapping[str, Any], free: Sequence[s
         )
 
 
-def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> tuple[Any, Any, dict[str, Any]]:
+def _sources(job: Job, workdir: Path, params: Any, start: Path | None) -> tuple[Any, Any, dict[str, Any]]:
     """Sources for training and evaluation, with reference log-probs for DDPO, and what the manifest says of them."""
     s = job.settings
     row_sets = [job.rows] if job.eval_rows is None else [job.rows, job.eval_rows]
     facts: dict[str, Any] = {"data": job.rows.facts()}
     if job.eval_rows is not None:
         facts["eval_data"] = job.eval_rows.facts()
-    base = lora.base_of(state.params)  # without adapters the whole
-    features = prepare.image_features(row_sets, s, job.model, state.params, workdir / "features", job.mesh)
+    base = lora.base_of(params)  # without adapters the whole
+    features = prepare.image_features(row_sets, s, job.model, params, workdir / "features", job.mesh)
     if s.task == "sft" or s.ddpo.reference_free:
         examples = [prepare.make_source(rows, s, job.tokenizer, mesh=job.mesh, features=features) for rows in row_sets]
         return examples[0], examples[1] if job.eval_rows else None, facts
@@ -294,12 +352,12 @@ def _sources(job: Job, workdir: Path, state: TrainState, start: Path | None) -> 
             raise UserError(f"{start} is of a run without a reference; start from it with config.init_from instead.")
         digest = before["params"]
     facts["reference"] = prepare.reference_facts(s, job.model, job.tokenizer, digest)
-    forward = steps.reference(prepare.reference_model(s, job.model))
-    params = base if start is None or s.lora.rank else None
+    forward = processes.together("the reference", steps.reference(prepare.reference_model(s, job.model)))
+    reference = base if start is None or s.lora.rank else None
     built = []
     for pairs in row_sets:
         logps = prepare.reference_log_probs(
-            pairs, s, job.tokenizer, facts["reference"], workdir / "reference", job.mesh, forward, params, features
+            pairs, s, job.tokenizer, facts["reference"], workdir / "reference", job.mesh, forward, reference, features
         )
         built.append(prepare.make_source(pairs, s, job.tokenizer, logps, job.mesh, features))
     return built[0], built[1] if job.eval_rows else None, facts

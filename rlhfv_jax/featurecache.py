@@ -4,6 +4,7 @@ The rules are those of `refcache`: a file says which tower, image transform and 
 this is compared, and what differs is named. An image is found by its own bytes, so no shuffle can misalign it.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,15 +42,20 @@ def compute(
     """Writes `encode(uint8[B, S, S, 3]) -> [B, Q, E]` of every image that the records have, each once."""
     distinct = {features.image_digest(record.image): record for record in records}
     digests = list(distinct)
+    shares = pipeline.Shares(sharding.shares_here(mesh), sharding.ways(mesh))
 
     def batches() -> Iterator[tuple[list[str], np.ndarray]]:
-        with Reporter("image features", len(digests), unit="images") as reporter:
+        with Reporter("image features", len(digests), unit="images", shown=jax.process_index() == 0) as reporter:
             for first in range(0, len(digests), batch_size):
                 part = digests[first : first + batch_size]
                 pixels = [pipeline.pixels(distinct[digest], image_size) for digest in part]
                 pixels += pixels[-1:] * (batch_size - len(part))
-                seen = np.asarray(encode(sharding.put(np.stack(pixels), mesh)))
+                mine = np.stack([pixels[place] for place in shares.places(batch_size)])
+                seen = sharding.fetch(encode(sharding.put(mine, mesh)), mesh)
                 yield part, seen[: len(part)]
                 reporter.update(first + len(part))
 
-    features.write(path, facts, batches())
+    if jax.process_index() == 0:
+        features.write(path, facts, batches())
+    else:
+        collections.deque(batches(), maxlen=0)  # what it computes, process 0 writes

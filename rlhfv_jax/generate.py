@@ -75,7 +75,7 @@ ENDPOINT_NAMES = {
 
 
 def main() -> None:
-    cli.run(_main, __doc__ or "", _OPTIONS)
+    cli.run(_main, __doc__ or "", _OPTIONS, interrupted="The same command continues where this one stopped.")
 
 
 def _main() -> None:

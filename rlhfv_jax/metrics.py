@@ -15,7 +15,8 @@ from tensorboardX import SummaryWriter
 
 from rlhfv_jax.errors import UserError
 
-TIMING = ("pairs_per_second", "tokens_per_second")  # everything else in a line is a function of config and data alone
+# Everything else in a line is a function of config and data alone.
+TIMING = ("pairs_per_second", "tokens_per_second", "seconds/input", "seconds/device", "mfu")
 
 
 class MetricsWriter:
@@ -23,11 +24,15 @@ class MetricsWriter:
 
     A line with `step` s describes the batch of step s, seen before its update; an evaluation line (keys `eval/...`)
     with `step` s describes the state after s updates. Opening at `start` drops what a killed run wrote beyond its last
-    checkpoint, so the file always reads like that of an uninterrupted run.
+    checkpoint, so the file always reads like that of an uninterrupted run. Of several processes one `writes`; the
+    others' writers only look at the loss.
     """
 
-    def __init__(self, workdir: Path, start: int = 0):
+    def __init__(self, workdir: Path, start: int = 0, writes: bool = True):
+        self._writes = writes
         self.path = workdir / "metrics.jsonl"
+        if not writes:
+            return
         kept = [line for line in _complete_lines(self.path) if _before(line, start)]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -38,10 +43,11 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line. Raises UserError on a loss that is not finite: nothing after it can be right."""
         line = {"step": step} | {name: float(value) for name, value in values.items()}
-        # JSON knows no NaN and no infinity; null stands for both.
-        self._file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
-        for name, value in values.items():
-            self._events.add_scalar(name, float(value), step)
+        if self._writes:
+            # JSON knows no NaN and no infinity; null stands for both.
+            self._file.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+            for name, value in values.items():
+                self._events.add_scalar(name, float(value), step)
         loss = line.get("loss", line.get("eval/loss", 0.0))
         if not math.isfinite(loss):
             self.flush()
@@ -52,14 +58,17 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Puts everything written so far on disk."""
+        if not self._writes:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._events.flush()
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self.flush()
+            self._file.close()
+            self._events.close()
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -81,13 +90,19 @@ def _before(line: Mapping[str, Any], start: int) -> bool:
 
 
 class Reporter:
-    """Progress for a person: a bar on a terminal, a plain line every few seconds elsewhere. A context manager."""
+    """Progress for a person: a bar on a terminal, a plain line every few seconds elsewhere. A context manager.
 
-    def __init__(self, description: str, total: int, done: int = 0, unit: str = "steps", every: float = 10.0):
+    Of several processes one shows it.
+    """
+
+    def __init__(
+        self, description: str, total: int, done: int = 0, unit: str = "steps", every: float = 10.0, shown: bool = True
+    ):
         self._description, self._total, self._done, self._unit, self._every = description, total, done, unit, every
+        self._shown = shown
         self._last = 0.0
         self._bar: Progress | None = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True))
             self._task = self._bar.add_task(description, total=total, completed=done, note="")
@@ -107,6 +122,8 @@ class Reporter:
             self._bar.update(self._task, completed=done, note=note)
             return
         now = time.monotonic()
+        if not self._shown:
+            return
         if done >= self._total or now - self._last >= self._every:
             self._last = now
             print(

@@ -8,6 +8,7 @@ TPU slices need `pip install 'rlhfv_jax[tpu]'`, NVIDIA GPUs `'rlhfv_jax[cuda]'`;
 
 import json
 import os
+from typing import Any
 
 from absl import flags
 
@@ -21,11 +22,14 @@ _ROW_LENGTH = flags.DEFINE_integer(
     "row_length", 256, "Tokens of a padded row, image tokens included; a packed pair has 4/3."
 )
 _PAIRS = flags.DEFINE_integer("pairs", 1400, "Rows of the data, for the number of steps.")
+_ALTERNATIVES = flags.DEFINE_bool(
+    "alternatives", True, "Where it does not fit, compile milder settings until one does."
+)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "text for people, json for programs.")
 
 
 def main() -> None:
-    cli.run(_main, __doc__ or "", (_CONFIG, _TOPOLOGY, _ROW_LENGTH, _PAIRS, _FORMAT))
+    cli.run(_main, __doc__ or "", (_CONFIG, _TOPOLOGY, _ROW_LENGTH, _PAIRS, _ALTERNATIVES, _FORMAT))
 
 
 def _main() -> None:
@@ -33,16 +37,40 @@ def _main() -> None:
     if not _TOPOLOGY.value:
         raise UserError(f"No --topology was given; choose one of {', '.join(targets.names())}, as v5p:2x2x2.")
     s = settings.from_dict(cli.get_config(_CONFIG))
-    figures = estimate.plan(s, targets.find(_TOPOLOGY.value), _ROW_LENGTH.value, _PAIRS.value)
-    print(json.dumps(figures) if _FORMAT.value == "json" else _text(figures))
+    target = targets.find(_TOPOLOGY.value)
+    figures = estimate.plan(s, target, _ROW_LENGTH.value, _PAIRS.value)
+    if not figures["fits"] and _ALTERNATIVES.value:
+        figures["alternatives"] = estimate.search(s, target, _ROW_LENGTH.value, _PAIRS.value)
+    print(json.dumps(figures) if _FORMAT.value == "json" else text(figures))
 
 
-def _text(figures: dict) -> str:
-    lines = [f"{name:<16}{f'{value:.2f}' if isinstance(value, float) else value}" for name, value in figures.items()]
-    verdict = (
-        "fits" if figures["fits"] else ("does not fit: try more devices, --config.remat=full, or --config.lora.rank=64")
-    )
-    return "\n".join([*lines, verdict])
+def text(figures: dict) -> str:
+    """The figures for a person, one a line, and the verdict."""
+    lines = []
+    for name, value in figures.items():
+        if name in ("collectives", "estimate") and value:
+            lines.append(name)
+            lines += [f"  {inner:<26}{_shown(figure)}" for inner, figure in value.items()]
+        elif name != "alternatives":
+            lines.append(f"{name:<28}{_shown(value)}")
+    return "\n".join([*lines, verdict(figures)])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['count']:6d} times  {value['gib']:8.2f} GiB sent  {value['overlapped']:4.0%} under products"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def verdict(figures: dict) -> str:
+    """`fits`, or that it does not and which of the computed alternatives does."""
+    if figures["fits"]:
+        return "fits"
+    tried = figures.get("alternatives", [])
+    if tried and tried[-1]["fits"]:
+        return f"does not fit: try {tried[-1]['change']}, which needs {tried[-1]['peak_gib']:.1f} GiB"
+    what = f" ({'; '.join(one['change'] for one in tried)} do not fit either)" if tried else ""
+    return f"does not fit: try more devices or larger ones{what}"
 
 
 if __name__ == "__main__":

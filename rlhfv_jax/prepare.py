@@ -14,7 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhfv_jax import adapters, checkpoint, featurecache, lora, provenance, refcache, settings, sharding, trees
+from rlhfv_jax import (
+    adapters,
+    checkpoint,
+    featurecache,
+    lora,
+    processes,
+    provenance,
+    refcache,
+    settings,
+    sharding,
+    trees,
+)
 from rlhfv_jax.data import buckets, encoding, images, pipeline, sources, supervised, tokenizer_record
 from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.data.features import FeatureFile, image_digest
@@ -138,8 +149,8 @@ def make_source(
 ) -> Any:
     """Padded rows, a PairSource or an ExampleSource; every row has the longest static length unless asked otherwise.
 
-    With data.layout=packed a PackedSource, a buffer for every share of the mesh (by default one). With `features`
-    these stand in the place of images.
+    With data.layout=packed a PackedSource, a buffer for every share of the mesh (by default one) and part of a batch.
+    With `features` these stand in the place of images.
     """
     length, size = buckets.rounded(rows.stats.longest_row), s.model.tower.image_size
     flip_any, encoded = s.data.flip == "any", typing.cast(Any, rows.encoded)
@@ -155,7 +166,7 @@ def make_source(
             image_token=tokenizer.image_token,
             queries=s.model.tower.queries,
             batch_size=s.optim.batch_size,
-            groups=1 if mesh is None else sharding.ways(mesh),
+            groups=1 if mesh is None else sharding.ways(mesh) * s.gradient_accumulation,
         )
     elif s.task == "ddpo":
         source = pipeline.PairSource(encoded, size, tokenizer.pad_id, length, ref_logps, flip_any)
@@ -270,9 +281,10 @@ def image_features(
     }
     data = hashlib.sha256("".join(sorted({image_digest(record.image) for record in records})).encode()).hexdigest()
     path = folder / f"{provenance.key(facts | {'data': data})[:16]}.arrow"
-    if not path.exists():
+    if not processes.from_first(f"features {path.name}", path.exists):
         encode = jax.jit(functools.partial(vlm.tower_outputs, model, {"tower": params["tower"]}))
         featurecache.compute(path, facts, records, encode, s.model.tower.image_size, s.optim.batch_size, mesh)
+        processes.barrier(f"written {path.name}")
     return featurecache.load(path, facts, records)
 
 
@@ -318,10 +330,12 @@ def reference_log_probs(
         path = Path(s.reference_cache)
         if not path.exists():
             raise UserError(f"There is no reference cache at {path}; `python -m rlhfv_jax.reference` writes one.")
-    if path.exists():
+    # Process 0 decides: another might see the file that process 0 writes below.
+    if processes.from_first(f"reference {path.name}", path.exists):
         return refcache.load(path, facts, encoded, length)
     if params is None:
         raise UserError(f"The reference cache {path} of this run is gone; start a new run in another --workdir.")
     logps = compute_reference(pairs, s, tokenizer, mesh, forward, params, features)
-    refcache.save(path, facts, encoded, logps)
+    if processes.is_first():
+        refcache.save(path, facts, encoded, logps)
     return logps

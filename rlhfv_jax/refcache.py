@@ -23,7 +23,7 @@ from rlhfv_jax import provenance, sharding
 from rlhfv_jax.data.encoding import EncodedPair
 from rlhfv_jax.data.features import FACTS, image_digest
 from rlhfv_jax.data.images import Augmentation
-from rlhfv_jax.data.pipeline import PairSource, ordered_batches
+from rlhfv_jax.data.pipeline import PairSource, Shares, ordered_batches
 from rlhfv_jax.data.records import SIDES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.metrics import Reporter
@@ -44,9 +44,13 @@ def compute(
     `augment` shows the reference one random view of each image, drawn from the seed.
     """
     results, rows = [], []
-    with Reporter("reference log-probs", len(source), unit="pairs") as reporter:
-        for batch in ordered_batches(source, batch_size, augment, seed):
-            found, logps = source.of_rows(batch, np.asarray(forward(params, sharding.put(batch, mesh))))
+    with Reporter("reference log-probs", len(source), unit="pairs", shown=jax.process_index() == 0) as reporter:
+        shares = Shares(sharding.shares_here(mesh), sharding.ways(mesh))
+        for batch in ordered_batches(source, batch_size, augment, seed, shares):
+            placed = sharding.put(batch, mesh)
+            # Every process keeps the log-probs of all rows: it trains on another share of them at every step.
+            row, valid, seen = sharding.fetch((placed.row, placed.valid, forward(params, placed)), mesh)
+            found, logps = source.of_rows(batch._replace(row=row, valid=valid), seen)
             rows.append(found)
             results.append(logps)
             reporter.update(min(len(source), sum(map(len, results))))

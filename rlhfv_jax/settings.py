@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhfv_jax import checkpoint, losses, optim
+from rlhfv_jax import checkpoint, losses, memory, optim
 from rlhfv_jax.data import encoding, images, segments
 from rlhfv_jax.data.chat import LABEL_MASKS, TEMPLATES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.lora import Lora
 from rlhfv_jax.models.vlm import MuffinConfig
 from rlhfv_jax.ops import attention
+from rlhfv_jax.selection import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Optim:
     eps: float
     clip: float
     trainable: str
+    memory: str
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,35 @@ class MeshSizes:
     data: int
     fsdp: int
     tensor: int
+
+
+@dataclass(frozen=True)
+class Evals:
+    """Questions that the model of the moment answers while it trains (`evaluators`)."""
+
+    questions: tuple[str, ...] = ()
+    image_dir: str = ""
+    references: str = ""
+    every: int = 0
+    count: int = 0
+    max_new_tokens: int = 256
+    num_beams: int = 1
+    batch_size: int = 32
+
+    def files(self) -> dict[str, str]:
+        """The question files by name; raises UserError where an entry is not NAME=FILE or a name stands twice."""
+        found: dict[str, str] = {}
+        for entry in self.questions:
+            name, _, path = entry.partition("=")
+            if not re.fullmatch(r"[\w-]+", name) or not path or name in METRIC_GROUPS:
+                raise UserError(
+                    f"config.evals.questions: {entry!r} is not NAME=FILE, with a name of letters that is none of "
+                    f"{', '.join(METRIC_GROUPS)}."
+                )
+            if name in found:
+                raise UserError(f"config.evals.questions: the name {name!r} stands twice.")
+            found[name] = path
+        return found
 
 
 @dataclass(frozen=True)
@@ -104,15 +135,20 @@ class Settings:
     optim: Optim
     lora: Lora
     mesh: MeshSizes
+    gradient_accumulation: int
     workers: int
     log_every: int
     save_every: int
     eval_every: int
     eval_share: float
     best: str
+    evals: Evals
     keep: int
+    grace: float
+    compilation_cache: str
 
 
+METRIC_GROUPS = ("loss", "nll", "logps", "rewards")  # eval/... of the rows themselves
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("ddpo", "sft"),
     "dtype": ("float32", "bfloat16"),
@@ -136,15 +172,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "ddpo.label_mask": LABEL_MASKS,
     "optim.name": ("adamw", "muon"),
     "optim.trainable": tuple(optim.FROZEN),
-    "best": ("", *checkpoint.BEST),
+    "optim.memory": memory.NAMES,
 }
 POSITIVE = (
     *("data.max_length", "data.buckets", "ddpo.gamma", "ddpo.beta", "ddpo.min_match"),
-    *("optim.lr", "optim.batch_size", "keep", "log_every"),
+    *("optim.lr", "optim.batch_size", "keep", "log_every", "grace", "gradient_accumulation"),
+    *("evals.max_new_tokens", "evals.num_beams", "evals.batch_size"),
 )
 NOT_NEGATIVE = (
     *("data.count", "ddpo.nll", "optim.epochs", "optim.steps", "optim.weight_decay", "lora.rank", "lora.alpha"),
-    *("workers", "save_every", "eval_every"),
+    *("workers", "save_every", "eval_every", "evals.every", "evals.count"),
 )
 
 
@@ -175,6 +212,7 @@ def from_dict(values: Mapping[str, Any]) -> Settings:
     _check_evaluation(settings)
     _check_lora(settings)
     _check_image_features(settings)
+    _check_memory(settings)
     if not 0 <= settings.ddpo.label_smoothing < 0.5:
         raise UserError(f"config.ddpo.label_smoothing={settings.ddpo.label_smoothing} is a share in [0, 0.5).")
     if settings.reference_cache and settings.data.reference == "stored":
@@ -211,6 +249,16 @@ def _check_evaluation(s: Settings) -> None:
         raise UserError(f"config.eval_share={s.eval_share} is a share of the rows, in [0, 1).")
     if s.eval_share and s.data.eval_path:
         raise UserError("Evaluate on config.data.eval_path or on config.eval_share of the data, not on both.")
+    names = s.evals.files()
+    asked = [name for name in names if s.best.startswith(f"eval/{name}/")]
+    if s.best and (higher_is_better(s.best) is None or not (s.best in checkpoint.BEST or asked)):
+        choices = [*checkpoint.BEST, *(f"eval/{name}/METRIC" for name in names)]
+        raise UserError(
+            f"config.best={s.best!r} is not known; choose one of {', '.join(choices)}, with a METRIC of which more is "
+            f"better or worse.{_near(s.best, choices)}"
+        )
+    if asked:
+        return
     if s.best and not (s.eval_share or s.data.eval_path):
         raise UserError(f"config.best={s.best} needs rows to evaluate on: config.data.eval_path or config.eval_share.")
     if s.best and s.task == "sft" and s.best != "eval/loss":
@@ -243,6 +291,14 @@ def _check_image_features(s: Settings) -> None:
         raise UserError("config.data.image_features=cached is for images that are not augmented.")
     if s.data.reference_dtype not in ("", s.dtype):
         raise UserError("config.data.image_features=cached needs one dtype for policy and reference.")
+
+
+def _check_memory(s: Settings) -> None:
+    if s.optim.memory == "fp32":
+        return
+    for key, wanted in (("dtype", "bfloat16"), ("optim.name", "adamw"), ("lora.rank", 0)):
+        if get(s, key) != wanted:
+            raise UserError(f"config.optim.memory={s.optim.memory} needs config.{key}={wanted}.")
 
 
 def _check_model(model: MuffinConfig) -> None:

@@ -125,18 +125,42 @@ def ways(mesh: Mesh) -> int:
     return int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError where the batch cannot be cut evenly over the devices."""
-    if batch_size % ways(mesh):
-        raise UserError(
-            f"optim.batch_size={batch_size} is not divisible by mesh.data*mesh.fsdp={ways(mesh)}; change one of them."
-        )
+def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises UserError where the batch cannot be cut evenly over the devices, and there into so many parts."""
+    if batch_size % (ways(mesh) * parts):
+        cut = f"mesh.data*mesh.fsdp={ways(mesh)}" + (f" times gradient_accumulation={parts}" if parts > 1 else "")
+        raise UserError(f"optim.batch_size={batch_size} is not divisible by {cut}; change one of them.")
+
+
+def shares_here(mesh: Mesh) -> tuple[int, ...]:
+    """Which of the `ways` shares of the batch axis lie on devices of this process, ascending."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((ways(mesh),)).values()
+    return tuple(sorted({(place[0].start or 0) if place else 0 for place in places}))
 
 
 def put(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays (this process's rows) to one global array on the mesh, batch axis sharded."""
-    where = batch_sharding(mesh)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(where, array), batch)
+    """Host arrays (this process's rows, those of `shares_here`) to one global array on the mesh, batch axis sharded."""
+    where, here, total = batch_sharding(mesh), shares_here(mesh), ways(mesh)
+    if len(here) == total:
+        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(where, array), batch)
+
+    def place(array: Any) -> jax.Array:
+        rows = len(array) // len(here)  # of a share
+
+        def shard(index: Any) -> Any:
+            first = here.index((index[0].start or 0) // rows) * rows
+            return array[first : first + rows]
+
+        return jax.make_array_from_callback((rows * total, *array.shape[1:]), where, shard)
+
+    return jax.tree.map(place, batch)
+
+
+def fetch(tree: Any, mesh: Mesh) -> Any:
+    """Global arrays as host arrays, whole in every process."""
+    if jax.process_count() > 1:
+        tree = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
+    return jax.device_get(tree)
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:

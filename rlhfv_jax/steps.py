@@ -10,9 +10,9 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from rlhfv_jax import losses, optim, sharding, trees
+from rlhfv_jax import losses, memory, optim, sharding, trees
 from rlhfv_jax.models import vlm
-from rlhfv_jax.structs import PackedBatch, PairBatch, SftBatch, TrainState
+from rlhfv_jax.structs import BATCH, PackedBatch, PairBatch, SftBatch, TrainState
 
 Batch = PairBatch | PackedBatch | SftBatch
 LossFn = Callable[[Any, Any], tuple[jax.Array, losses.Metrics]]  # (params, batch) -> loss, metrics
@@ -60,6 +60,50 @@ def sft_loss(model: vlm.Muffin) -> LossFn:
     return loss_fn
 
 
+COUNTS = ("tokens", "scored_tokens")  # of a batch: they add up, where other metrics are means
+
+
+def _weight(metrics: losses.Metrics, batch: Batch) -> jax.Array:
+    """float32[], what the batch's metrics are means over: scored tokens where the loss is one over them, else pairs."""
+    return metrics.get("scored_tokens", jnp.sum(batch.valid.astype(jnp.float32)))
+
+
+def gradient(loss_fn: LossFn, mesh: Mesh, parts: int = 1) -> Callable[[Any, Any, Any], tuple[Any, losses.Metrics]]:
+    """(trainable, frozen, batch) -> gradient and metrics, the batch computed in so many parts one after another.
+
+    A part counts by its weight (valid pairs, or scored tokens), so that result and metrics are those of one large
+    batch, whatever lies in which part. Sums are float32. Every share of the devices cuts its own rows.
+    """
+
+    def whole(trainable: Any, frozen: Any, batch: Batch) -> tuple[Any, losses.Metrics]:
+        return jax.grad(lambda p: loss_fn(trees.join(p, frozen), batch), has_aux=True)(trainable)
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = rearrange(x, "(w m b) ... -> m (w b) ...", w=sharding.ways(mesh), m=parts)
+        return sharding.constrain(x, None, BATCH)
+
+    def summed(trainable: Any, frozen: Any, batch: Batch) -> tuple[Any, losses.Metrics]:
+        where = sharding.shardings(trainable, mesh)
+
+        def scaled(part: Batch) -> Any:
+            grads, metrics = whole(trainable, frozen, part)
+            weight = _weight(metrics, part)
+            grads = jax.tree.map(lambda g: weight * g.astype(jnp.float32), grads)
+            values = {name: value if name in COUNTS else weight * value for name, value in metrics.items()}
+            return jax.lax.with_sharding_constraint(grads, where), values, weight
+
+        batches = jax.tree.map(cut, batch)
+        first = jax.eval_shape(scaled, jax.tree.map(lambda x: x[0], batches))
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, scaled(part)), None), start, batches)
+        grads, values, weight = total
+        weight = jnp.where(weight > 0, weight, 1.0)
+        metrics = {name: value if name in COUNTS else value / weight for name, value in values.items()}
+        return jax.tree.map(lambda g: g / weight, grads), metrics
+
+    return whole if parts == 1 else summed
+
+
 @dataclass(frozen=True)
 class Updater:
     """An optimizer over the trainable part of the parameters: frozen ones get neither gradients nor state."""
@@ -67,10 +111,43 @@ class Updater:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     mask: Any  # tree of bools like params
+    memory: str = "fp32"  # one of memory.NAMES: how weights and moments lie between steps
 
     def init(self, params: Any) -> TrainState:
-        trainable, _ = trees.split(params, self.mask)
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(trainable))
+        """The state of float32 parameters, no update made."""
+        trainable, frozen = trees.split(params, self.mask)
+        step = jnp.zeros((), jnp.int32)
+        trainable, opt_state = memory.store(self.memory, trainable, self.optimizer.init(trainable), step)
+        return TrainState(step, trees.join(trainable, frozen), opt_state)
+
+    def place(self, params: Any, mesh: Mesh) -> TrainState:
+        """`init` on the mesh, of parameters that lie there and are used up: no second copy of them is ever made."""
+        state = jax.eval_shape(self.stored_init, params)
+        where = sharding.shardings(state, mesh)
+        if self.memory == "fp32":
+            return jax.jit(self.init, out_shardings=where, donate_argnums=0)(params)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+
+        def rest() -> tuple[jax.Array, Any]:
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            state = self.stored_init(zeros)
+            return state.step, state.opt_state
+
+        step, opt_state = jax.jit(rest, out_shardings=(where.step, where.opt_state))()
+        return self.from_checkpoint(TrainState(step, params, opt_state))
+
+    def stored_init(self, params: Any) -> TrainState:
+        """`init` as checkpoints hold it: with float32 weights, for shapes."""
+        opt_state = self.init(params).opt_state
+        return TrainState(jnp.zeros((), jnp.int32), params, opt_state if self.memory == "fp32" else opt_state.inner)
+
+    def to_checkpoint(self, state: TrainState) -> TrainState:
+        """The state as a checkpoint holds it."""
+        return state if self.memory == "fp32" else memory.to_checkpoint(state, self.mask)
+
+    def from_checkpoint(self, state: TrainState) -> TrainState:
+        """The inverse; uses up its argument."""
+        return state if self.memory == "fp32" else memory.from_checkpoint(state, self.mask)
 
     def check(self, state: TrainState, mesh: Mesh) -> None:
         """Asserts of a placed state that exactly the trainable parameters have moments, laid out as the parameters.
@@ -87,20 +164,23 @@ class Updater:
         for path, leaf in moments.items():
             assert leaf.sharding.is_equivalent_to(where[path], leaf.ndim), f"the moments of {path} lie elsewhere"
 
-    def step(self, loss_fn: LossFn, mesh: Mesh, state: TrainState) -> Step:
+    def step(self, loss_fn: LossFn, mesh: Mesh, state: TrainState, parts: int = 1) -> Step:
         """The jitted update; it donates the state it is given. `state` may be abstract: only its shapes are read.
 
-        Adds to the metrics: grad_norm (before clipping) and lr.
+        `parts` as in `gradient`. Adds to the metrics: grad_norm (before clipping) and lr.
         """
+        gradient_fn = gradient(loss_fn, mesh, parts)
 
         def update(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Metrics]:
             trainable, frozen = trees.split(state.params, self.mask)
-            gradient = jax.grad(lambda p: loss_fn(trees.join(p, frozen), batch), has_aux=True)
-            grads, metrics = gradient(trainable)
+            grads, metrics = gradient_fn(trainable, frozen, batch)
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
             metrics |= {"grad_norm": optim.global_norm(grads), "lr": jnp.asarray(self.schedule(state.step))}
-            updates, opt_state = self.optimizer.update(grads, state.opt_state, trainable)
-            params = trees.join(optax.apply_updates(trainable, updates), frozen)
-            return TrainState(state.step + 1, params, opt_state), metrics
+            weights, opt_state = memory.load(self.memory, trainable, state.opt_state)
+            updates, opt_state = self.optimizer.update(grads, opt_state, weights)
+            weights = optax.apply_updates(weights, updates)
+            trainable, opt_state = memory.store(self.memory, weights, opt_state, state.step + 1)
+            return TrainState(state.step + 1, trees.join(trainable, frozen), opt_state), metrics
 
         where = sharding.shardings(state, mesh)
         return jax.jit(
@@ -109,9 +189,6 @@ class Updater:
             out_shardings=(where, None),
             donate_argnums=0,
         )
-
-
-COUNTS = ("tokens", "scored_tokens")  # of a batch; their means over batches say nothing
 
 
 class Totals(NamedTuple):
@@ -129,7 +206,7 @@ def evaluation(loss_fn: LossFn) -> Callable[[Any, Any], Totals]:
 
     def totals(params: Any, batch: Batch) -> Totals:
         _, metrics = loss_fn(params, batch)
-        weight = metrics.get("scored_tokens", jnp.sum(batch.valid.astype(jnp.float32)))
+        weight = _weight(metrics, batch)
         return Totals(weight, {name: weight * value for name, value in metrics.items() if name not in COUNTS})
 
     return jax.jit(totals)

@@ -1,7 +1,10 @@
 """Checkpoints come back bit for bit, onto any mesh, or not at all."""
 
+import os
 import resource
 import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -166,6 +169,22 @@ def test_a_damaged_checkpoint_is_refused_by_name(saved, tmp_path, item, damage):
         checkpoint.restore(step, jax.eval_shape(lambda: state), sharding.make_mesh(fsdp=1))
 
 
+@pytest.mark.parametrize("item", ["params", "opt_state", "checksums"])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_flipped_bit_is_never_restored(saved, tmp_path, item, place):
+    """Compressed data are still data after most flips; only a checksum of the arrays tells."""
+    folder, state = saved
+    shutil.copytree(folder, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / "5"
+    victim = largest_file(step / item)
+    content = bytearray(victim.read_bytes())
+    content[int(place * len(content))] ^= 1 << 3
+    victim.write_bytes(content)
+    with pytest.raises(UserError, match="checkpoints/5 is damaged"):
+        checkpoint.restore(step, jax.eval_shape(lambda: state), sharding.make_mesh(fsdp=1))
+    assert checkpoint.read_meta(folder) == {"note": 5}
+
+
 def test_a_damaged_record_of_a_run_is_refused_by_name(saved, tmp_path):
     shutil.copytree(saved[0], tmp_path / "run")
     step = tmp_path / "run" / "checkpoints" / "5"
@@ -183,6 +202,38 @@ def test_a_save_that_would_be_dropped_is_an_error(saved, tmp_path):
         pytest.raises(UserError, match="step 4"),
     ):
         checkpoints.save(state._replace(step=jnp.int32(4)), {})
+
+
+@contextmanager
+def without_rights():
+    """Takes root's rights from the process, which would write into a read-only directory."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_read_only_directory_is_one_sentence_and_damages_nothing_older(saved):
+    folder, state = saved
+    with tempfile.TemporaryDirectory() as room:  # pytest's own directories are closed to other users
+        run = Path(room) / "run"
+        shutil.copytree(folder, run)
+        for path in (Path(room), run, run / "checkpoints"):
+            path.chmod(0o555)
+        with (
+            without_rights(),
+            pytest.raises(UserError, match=r"could not be written in .*checkpoints; is the disk full, or read-only"),
+            checkpoint.Checkpoints(run / "checkpoints") as checkpoints,
+        ):
+            checkpoints.save(state._replace(step=jnp.int32(9)), {})
+        assert checkpoint.find(run).name == "5"
+        found = checkpoint.restore(run, jax.eval_shape(lambda: state), sharding.make_mesh(fsdp=1))
+        assert trees.digest(found) == trees.digest(state)
+        for path in (run / "checkpoints", run, Path(room)):
+            path.chmod(0o755)
 
 
 def test_a_save_that_cannot_be_written_is_one_sentence_and_damages_nothing_older(saved, tmp_path):

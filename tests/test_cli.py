@@ -94,6 +94,17 @@ def test_a_wrong_command_line_gets_one_sentence_and_a_status(arguments, status, 
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(("told", "sentence"), [("", "error: Interrupted.\n"), ("Ask.", "error: Interrupted. Ask.\n")])
+def test_an_interrupted_program_says_what_that_means_for_it(told, sentence):
+    code = f"""
+from rlhfv_jax import cli
+def main(): raise KeyboardInterrupt
+cli.run(main, "", (), interrupted={told!r})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 130 and result.stderr == sentence
+
+
 def test_help_names_the_flags_the_files_and_an_example():
     result = train("--help")
     assert result.returncode == 0
@@ -157,7 +168,7 @@ def mini(**changes) -> dict:
             "Evaluate on config.data.eval_path or on config.eval_share",
         ),
         ({"best": "eval/loss"}, "config.best=eval/loss needs rows to evaluate on"),
-        ({"best": "loss"}, "config.best='loss' is not known; choose one of , eval/loss"),
+        ({"best": "loss"}, "config.best='loss' is not known; choose one of eval/loss"),
         ({"best": "eval/rewards/margins", "eval_share": 0.1, "task": "sft"}, "is a metric of preference pairs"),
         ({"lora__rank": 4}, "a random base is stored nowhere"),
         ({"lora__rank": -1}, "config.lora.rank=-1 must not be negative"),

@@ -6,7 +6,7 @@ import pytest
 from conftest import shared
 
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.evals import amber, objhal, pope
+from rlhfv_jax.evals import objhal, pope
 from rlhfv_jax.evals.answers import Answer, read_answers
 from rlhfv_jax.evals.lemmas import noun_lemma
 from rlhfv_jax.evals.references import find
@@ -101,22 +101,13 @@ def test_pope_equals_the_official_scorer():
         for ours, theirs in {"accuracy": "acc"}.items() | {(n, n) for n in ("precision", "recall", "f1", "yes_ratio")}:
             value = scores.metrics[f"{setting}/{ours}"].value
             assert value == pytest.approx(100 * official[setting][theirs], abs=1e-9)
-    assert scores.metrics["mean_f1"].value == pytest.approx(100 * official["mean_f1"], abs=1e-9)
+    mean = scores.metrics["mean_f1"]
+    assert mean.value == pytest.approx(100 * official["mean_f1"], abs=1e-9)
+    widths = [scores.metrics[f"{setting}/f1"].high - scores.metrics[f"{setting}/f1"].low for setting in pope.SETTINGS]
+    # Three means drawn apart: the width of the mean is the root of the sum of squares over three.
+    assert mean.high - mean.low == pytest.approx(sum(w**2 for w in widths) ** 0.5 / 3, rel=0.15)
     with pytest.raises(UserError, match="have no answer"):
         pope.score_records(answers[1:], records)
-
-
-@pytest.mark.parametrize("name", ["disc_all_yes", "disc_hash80", "instructblip7b_8bit_greedy_first300_disc"])
-def test_amber_discriminative_equals_the_official_scorer(name):
-    folder = shared("data/benchmarks/amber")
-    given = json.loads((folder / f"{name}.json").read_text())
-    scores = amber.score([Answer(identity, text) for identity, text in given.items()], folder, partial=True)
-    names = {"Descriminative Task": "discriminative", "Exsitence": "existence"}
-    official = {key: part for key, part in expected("amber")[name].items() if isinstance(part, dict)}
-    assert len(official) == 7
-    for part, values in official.items():
-        for metric, value in values.items():
-            assert scores.metrics[f"{names.get(part, part.lower())}/{metric.lower()}"].value == value
 
 
 @pytest.mark.parametrize(
@@ -167,6 +158,15 @@ def test_a_rate_of_nothing_is_null_in_valid_json(tmp_path):
     write_scores(Scores("x", {"a": ratio([])}), tmp_path)
     assert json.loads((tmp_path / "scores.json").read_text())["metrics"]["a"]["value"] is None
     assert read_scores(tmp_path).metrics["a"].value is None
+
+
+def test_the_rate_of_each_object_is_of_its_mentions():
+    vocabulary = read_vocabulary(shared("data/benchmarks/chair"))
+    answers = [Answer(str(i), "a", image_id=str(i)) for i in range(3)]
+    named = [["dog", "puppy", "cup"], ["dog"], []]
+    metrics = objhal.score_words(answers, named, [{"cup"}, {"dog"}, set()], vocabulary, "lexical").metrics
+    rates = {name: (metric.value, metric.n) for name, metric in metrics.items() if name.startswith("object/")}
+    assert rates == {"object/dog": (pytest.approx(200 / 3), 3), "object/cup": (0, 1)}
 
 
 def test_object_halbench_refuses_a_question_answered_twice():

@@ -49,6 +49,8 @@ def references(tmp_path_factory):
     for name in (
         "chair/synonyms_refine.txt",
         "amber/annotations.json",
+        "amber/relation.json",
+        "amber/safe_words.txt",
         "mmhal/mmhal-bench_answer_template.json",
         "llava_bench/qa90_questions.jsonl",
         "llava_bench/qa90_gpt4_answer.jsonl",
@@ -60,6 +62,8 @@ def references(tmp_path_factory):
     (folder / "rule.json").write_bytes(rules.read_bytes())
     template = shared("data/benchmarks/mmhal/judge_prompt_template.txt").read_text()
     (folder / "eval_gpt_mmhal.py").write_text(f"import sys\n\ntemplate = {template!r}\n")
+    template = shared("data/benchmarks/objhal_gpt_path/extraction_prompt_template.txt").read_text()
+    (folder / "eval_gpt_obj_halbench.py").write_text(f"import sys\n\nprompt_template = {template!r}\n")
     people = rows("vqa/vizwiz_human_noisy_first800.jsonl")
     for row in people:
         row["answers"] = [{"answer": text, "answer_id": i} for i, text in enumerate(row["answers"], 1)]
@@ -77,7 +81,7 @@ def references(tmp_path_factory):
 def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     raw = [
-        {"question_id": i, "text": row["answer"], "image_id": row["image_id"]}
+        {"question_id": i, "prompt": row["question"], "text": row["answer"], "image_id": row["image_id"]}
         for i, row in enumerate(rows("raw80/qa90_gpt4.jsonl"))
     ]
     write(folder / "object_halbench.jsonl", raw)
@@ -100,8 +104,8 @@ def answers(tmp_path_factory):
 def test_all_benchmarks_with_answers_give_the_official_numbers(references, answers, tmp_path):
     options = (f"--answers={answers}", f"--references={references}", f"--out={tmp_path}")
     done = evaluate("--benchmark=all", "--format=json", "--partial", *options)
-    assert sorted(json.loads(done.stdout)) == ["amber", "object_halbench", "pope", "vqav2"]
-    assert "no answers to mmhal, llava_bench, mhumaneval" in done.stderr
+    assert sorted(json.loads(done.stdout)) == ["amber", "object_halbench", "over_generalization", "pope", "vqav2"]
+    assert "no answers to mme, seed_bench, mmhal, llava_bench, mhumaneval" in done.stderr
     chair = expected("raw80")["qa90_gpt4"]
     assert value(tmp_path / "object_halbench", "resp") == pytest.approx(100 * chair["CHAIRs_refine"], abs=1e-9)
     assert value(tmp_path / "object_halbench", "mention") == pytest.approx(100 * chair["CHAIRi"], abs=1e-9)
@@ -140,6 +144,34 @@ def test_a_judge_is_asked_once_and_its_ratings_are_the_score(references, tmp_pat
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["judge"] == "fake-judge-2024-01-01"
 
 
+def listed(body):
+    """The objects of an answer as a chat model may list them: its longer words."""
+    answer = body["messages"][0]["content"].split("[Start of Examiner's Answer]")[1].split("[End of")[0]
+    return json.dumps([word.strip(".,") for word in answer.split() if len(word) > 3][:12])
+
+
+def test_object_halbench_by_a_chat_model_is_asked_once_for_both_of_its_tables(references, answers, tmp_path):
+    said = answers / "object_halbench.jsonl"
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / said.name).write_bytes(said.read_bytes())
+    options = ("--benchmark=all", "--partial", f"--references={references}", f"--answers={tmp_path / 'answers'}")
+    with FakeEndpoint(listed) as server:
+        asked = (*options, f"--judge_url={server.url}", "--judge_model=m", "--concurrency=16", f"--out={tmp_path}")
+        evaluate(*asked)
+        prompts = [call.body["messages"][0]["content"] for call in server.answered()]
+    given = rows("raw80/qa90_gpt4.jsonl")
+    long = [row for row in given if len(row["answer"].split()) > 3]
+    assert sorted(prompts) == sorted(set(prompts)) and len(prompts) == len(long)
+    template = shared("data/benchmarks/objhal_gpt_path/extraction_prompt_template.txt").read_text()
+    assert set(prompts) == {
+        template.replace("{question}", row["question"]).replace("{answer}", row["answer"].strip()) for row in long
+    }
+    found = json.loads((tmp_path / "object_halbench" / "scores.json").read_text())
+    assert found["judge"] == "fake-judge-2024-01-01" and found["settings"]["path"] == "chat model"
+    table = json.loads((tmp_path / "over_generalization" / "scores.json").read_text())
+    assert table["judge"] == found["judge"] and table["settings"]["scene_images"]["street"] == 9
+
+
 def test_prompts_for_a_judge_elsewhere_and_its_replies_give_the_score(references, tmp_path):
     golden = rows("llava_bench/prompt_golden.jsonl")[:9]
     said = write(tmp_path / "a.jsonl", [{"question_id": row["question_id"], "text": row["answer2"]} for row in golden])
@@ -172,7 +204,7 @@ def test_labels_of_people_are_scored(tmp_path):
         ("vqav2", '{"question_id": 0, "error": "timeout"}', "hold an error"),
         ("object_halbench", '{"question_id": 0, "text": "a", "image_id": 1}', "expected 300 to 300"),
         ("amber", '{"id": 1005, "response": "No"}', "yes/no questions have no answer"),
-        ("pop", '{"question_id": 0, "text": "a"}', "is none of object_halbench, pope"),
+        ("pop", '{"question_id": 0, "text": "a"}', "is none of object_halbench, over_generalization"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_writes_no_scores(references, tmp_path, name, line, says):

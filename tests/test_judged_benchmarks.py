@@ -7,7 +7,7 @@ import pytest
 from conftest import shared
 
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.evals import extraction, llava_bench, mhumaneval, mmhal, vocabulary
+from rlhfv_jax.evals import extraction, llava_bench, mhumaneval, mmhal, tagging, vocabulary
 from rlhfv_jax.evals.answers import Answer
 from rlhfv_jax.evals.judge import OFFICIAL, Judgment
 
@@ -183,6 +183,39 @@ def test_the_chat_model_path_is_the_official_one_given_its_replies():
     assert scores.settings["answers_with_objects"] == expected["coco_sentence_num"]
     assert scores.settings["correct_objects"] == expected["coco_word_count"]
     assert scores.settings["true_objects"] == expected["gt_word_count"]
+
+
+def mentioned(tagger):
+    """The object words of each of the 120 answers by this tagger, and those of the official run."""
+    words = vocabulary.read_vocabulary(shared("data/benchmarks/chair"))
+    found, official = [], []
+    for row in extraction_rows():
+        extracted = row["extracted"] if extraction.needs_judge(row["answer"]) else []
+        found.append(vocabulary.in_vocabulary(extraction.objects(extracted, tagger.tagged, words.doubles), words))
+        official.append([word for word, _ in row["expected"]["generated"]])
+    return found, official
+
+
+def test_without_a_model_of_english_few_answers_get_other_objects(monkeypatch):
+    monkeypatch.setattr(tagging, "spacy_model", lambda: None)
+    monkeypatch.setattr(tagging, "_nltk", lambda: None)
+    found, official = mentioned(tagging.object_tagger())
+    assert sum(one != other for one, other in zip(found, official, strict=True)) <= 14
+
+
+def test_the_spacy_model_of_the_official_run_gives_its_objects():
+    found = tagging.spacy_model()
+    if found is None or not found[0].startswith("en_core_web_sm"):
+        pytest.skip("the official run here was with en_core_web_sm, which is not installed or not the best one")
+    ours, official = mentioned(tagging.object_tagger())
+    assert ours == official
+
+
+@pytest.mark.parametrize(
+    ("word", "base"), [("men", "man"), ("Vases", "vase"), ("smartphones", "smartphone"), ("glasses", "glass")]
+)
+def test_plurals_get_the_word_that_people_would_say(word, base):
+    assert tagging.singular(word) == base
 
 
 def test_mhumaneval_is_the_hand_worked_case():

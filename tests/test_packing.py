@@ -205,7 +205,8 @@ def sources_of_both_layouts(tokenizer, coco_records):
 def test_both_layouts_have_the_same_pairs_at_every_step_for_any_number_of_processes(sources_of_both_layouts):
     rows, packed_source = sources_of_both_layouts
     plain = pipeline.train_batches(rows, 8, seed=3, start=2)
-    shares = [pipeline.train_batches(packed_source(4), 8, 3, start=2, process=i, processes=2) for i in range(2)]
+    halves = [pipeline.Shares((2 * i, 2 * i + 1), 4) for i in range(2)]
+    shares = [pipeline.train_batches(packed_source(4), 8, 3, start=2, shares=half) for half in halves]
     for _ in range(6):
         batch, parts = next(plain), [next(share) for share in shares]
         assert parts[0].tokens.shape == parts[1].tokens.shape

@@ -44,6 +44,8 @@ def test_impossible_meshes_are_refused(sizes):
 def test_a_batch_that_cannot_be_cut_is_refused():
     with pytest.raises(UserError, match=r"optim\.batch_size=12 is not divisible by mesh\.data\*mesh\.fsdp=8"):
         sharding.check_batch_size(12, sharding.make_mesh())
+    with pytest.raises(UserError, match=r"batch_size=8 is not divisible by .*=8 times gradient_accumulation=2"):
+        sharding.check_batch_size(8, sharding.make_mesh(), 2)
 
 
 def test_put_and_constrain_place_the_batch_axis():

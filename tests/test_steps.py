@@ -186,3 +186,51 @@ def test_supervised_fine_tuning_learns_an_answer(tiny_config, tiny_params):
             state, metrics = step(state, sharding.put(batch, mesh))
             values.append(float(metrics["loss"]))
     assert values[0] > 4 and values[-1] < 0.8 * values[0]
+
+
+def uneven(task):
+    """Eight rows of which two are padding, both in one part, and with very different numbers of scored targets."""
+    p, short = pairs(), np.arange(T - 1) < np.array([23, 10] * 4)[:, None, None]
+    p = p._replace(valid=np.arange(B) >= 2, weights=p.weights * short)
+    if task == "ddpo":
+        return p
+    labels = np.where(p.weights > 0, p.labels, IGNORE).astype(np.int32)
+    return SftBatch(p.image, p.tokens, labels, (labels != IGNORE).astype(np.float32), p.lengths, p.row, p.valid)
+
+
+def head_alone(task) -> steps.LossFn:
+    """A model of one matrix, which compiles at once: each token's next one from its own number."""
+
+    def loss(params, batch):
+        features = jnp.cos(jnp.outer(jnp.arange(100.0), jnp.arange(1.0, 9.0)))
+        table = jax.nn.log_softmax(features @ params["llm"]["head"]["kernel"])
+        logps = table[batch.tokens[..., :-1], jnp.maximum(batch.labels, 0)]
+        if task == "sft":
+            loss, metrics = losses.sft(logps, batch.weights, batch.valid)
+        else:
+            loss, metrics = losses.preference(logps, batch.ref_logps, batch.weights, batch.valid, PREFERENCE)
+        return loss, metrics | {"tokens": steps.attended(batch)}
+
+    return loss
+
+
+@pytest.mark.parametrize(("task", "axes", "parts"), [("ddpo", {"fsdp": 1}, 4), ("sft", {"fsdp": 4, "tensor": 2}, 2)])
+@pytest.mark.parametrize("model", ["head", pytest.param("muffin", marks=pytest.mark.slow)])
+def test_accumulated_parts_are_one_large_batch(request, task, axes, parts, model):
+    """Gradients and metrics, whatever the parts hold: means have to be weighed by what they are means over."""
+    batch, mesh, loss = uneven(task), sharding.make_mesh(**axes), head_alone(task)
+    params = {"llm": {"head": {"kernel": np.random.default_rng(0).normal(size=(8, 104)).astype(np.float32)}}}
+    if model == "muffin":
+        muffin, params = vlm.Muffin(request.getfixturevalue("tiny_config")), request.getfixturevalue("tiny_params")
+        loss = steps.preference_loss(muffin, PREFERENCE) if task == "ddpo" else steps.sft_loss(muffin)
+    frozen = jax.tree.map(lambda _: None, params)
+    grads, metrics = jax.jit(lambda p, b: steps.gradient(loss, mesh)(p, frozen, b))(params, batch)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.shardings(params, mesh))
+        cut = jax.jit(lambda p, b: steps.gradient(loss, mesh, parts)(p, frozen, b))
+        summed, values = cut(placed, sharding.put(batch, mesh))
+    assert set(values) == set(metrics)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(values[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    for (path, a), (_, b) in zip(trees.paths(grads), trees.paths(summed), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5 * max(float(np.abs(a).max()), 1e-3), err_msg=path)

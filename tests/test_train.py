@@ -2,16 +2,18 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import shared
 
-from rlhfv_jax import metrics
+from rlhfv_jax import adapters, checkpoint, compilation, metrics
 from rlhfv_jax.data import sources
 
 STEPS = 10
@@ -57,8 +59,8 @@ def command(parquet, tmp_path_factory):
     return build
 
 
-def run(command: dict) -> None:
-    result = subprocess.run(**command, timeout=300)
+def run(command: dict, timeout: float = 300) -> None:
+    result = subprocess.run(**command, timeout=timeout)
     assert result.returncode == 0, result.stderr
 
 
@@ -114,6 +116,90 @@ def test_killed_at_any_step_and_started_again_the_metrics_equal_the_uninterrupte
     process.communicate()
     run(command(workdir))
     assert comparable(workdir) == comparable(finished)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def unfinished(workdir: Path) -> set[Path]:
+    """Checkpoints that are being written, or were when their writer was killed."""
+    return set((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def test_sigterm_saves_and_exits_with_status_75_and_the_same_command_continues(finished, command, tmp_path):
+    """Once while the first step compiles, when no handler written in Python would run."""
+    workdir = tmp_path / "preempted"
+    process = subprocess.Popen(**command(workdir))
+    wait_for((workdir / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 75, errors
+    assert f"after 1 of {STEPS} steps, saved" in errors and "Traceback" not in errors
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["1"]
+    run(command(workdir))
+    assert comparable(workdir) == comparable(finished)
+
+
+def test_a_grace_too_short_for_the_save_ends_the_process_in_time():
+    """Whatever its main thread does, here a sleep inside C."""
+    program = "import ctypes, os, signal; from rlhfv_jax import preemption\n"
+    program += "with preemption.Watch(0.1): os.kill(os.getpid(), signal.SIGTERM); ctypes.CDLL(None).sleep(60)"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=50)
+    assert ended.returncode == 143 and "could not be saved in time" in ended.stderr
+
+
+def sums(workdir: Path) -> dict:
+    """The checksums of every array of the last checkpoint, optimizer state included."""
+    return json.loads((checkpoint.find(workdir) / "checksums" / "metadata").read_text())
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments_a_run_ends_with_the_same_metrics_and_parameters(command, tmp_path):
+    """SIGKILL while it starts, between steps, and while it writes checkpoints; then SIGTERM while it writes one."""
+    options = ("--config.optim.steps=80", "--config.save_every=2")
+    run(command(tmp_path / "whole", *options), timeout=900)
+    workdir, dice, torn = tmp_path / "killed", random.Random(0), 0
+    for moment in ("start", "save", "step", "save", "step", "save", "save", "step", "save", "save", "sigterm"):
+        process = subprocess.Popen(**command(workdir, *options))
+        before = unfinished(workdir)
+        lines = len(metrics.read(workdir / "metrics.jsonl"))
+        if moment == "start":
+            time.sleep(dice.uniform(1, 8))
+        elif moment == "step":
+            wait_for(lambda lines=lines: len(metrics.read(workdir / "metrics.jsonl")) > lines, process)
+            time.sleep(dice.uniform(0, 0.3))
+        else:
+            wait_for(lambda before=before: unfinished(workdir) - before, process)
+            time.sleep(dice.uniform(0, 0.03))
+        assert process.poll() is None, process.communicate()[1]
+        process.send_signal(signal.SIGTERM if moment == "sigterm" else signal.SIGKILL)
+        _, errors = process.communicate()
+        assert process.returncode == (75 if moment == "sigterm" else -signal.SIGKILL), errors
+        torn += bool(unfinished(workdir))
+    print(f"{torn} of 10 kills hit a checkpoint that was being written")
+    assert torn >= 3
+    run(command(workdir, *options), timeout=900)
+    assert comparable(workdir) == comparable(tmp_path / "whole")
+    assert sums(workdir) == sums(tmp_path / "whole") and not unfinished(workdir)
+    assert adapters.digest(workdir) == adapters.digest(tmp_path / "whole")
+
+
+def test_programs_are_kept_beside_the_run_and_where_the_config_says(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for setting, found in (("auto", tmp_path / "compiled"), ("", None), (f"{tmp_path}/mine", tmp_path / "mine")):
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation.keep_programs(setting, tmp_path / "run")
+            assert jax.config.jax_compilation_cache_dir == (str(found) if found else None)
+        jax.config.update("jax_compilation_cache_dir", "elsewhere")
+        compilation.keep_programs("auto", tmp_path / "run")
+        assert jax.config.jax_compilation_cache_dir == "elsewhere"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_finished_run_started_again_adds_nothing(finished, command):

@@ -14,18 +14,21 @@ from rlhfv_jax.errors import UserError
 MAX_PIXELS = 2**26
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Encoded bytes -> RGB picture (alpha dropped). Raises UserError where they are no image, or one too large."""
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Encoded bytes -> RGB picture (alpha dropped), of pillow's `formats` (None: whatever it reads).
+
+    Raises UserError where they are no image, or one of more than `max_pixels`.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height > max_pixels:
                 size = f"{image.width} x {image.height}"
-                raise UserError(f"not a readable image ({size} pixels, at most {MAX_PIXELS} are read)")
+                raise UserError(f"not a readable image ({size} pixels, at most {max_pixels} are read)")
             return image.convert("RGB")
     except UserError:
         raise
     except Image.DecompressionBombError as error:  # pillow's own limit comes before any size is known
-        raise UserError(f"not a readable image (too many pixels, at most {MAX_PIXELS} are read)") from error
+        raise UserError(f"not a readable image (too many pixels, at most {max_pixels} are read)") from error
     except UnidentifiedImageError as error:
         raise UserError("not a readable image (unknown format)") from error
     except Exception as error:  # a damaged file makes a decoder raise anything

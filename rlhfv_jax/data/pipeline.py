@@ -1,7 +1,8 @@
 """Rows to batches: shuffle, decode images and stack, with static shapes, through grain.
 
 The batch at step t is a function of (rows, seed, batch size, t) alone, so the step counter is the data cursor.
-With n processes each takes every n-th row of the stream, and the global batch at step t has the same rows for any n.
+Each of several processes makes the rows of the batch that lie on its own devices; the global batch at step t has the
+same rows in the same order for any number of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,24 @@ from rlhfv_jax.errors import UserError
 from rlhfv_jax.structs import IGNORE, PackedBatch, PairBatch, SftBatch
 
 WITHOUT_END = 2**40  # steps; grain wants a number
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which of `total` equal shares of every batch a process makes, ascending; by default the whole."""
+
+    mine: tuple[int, ...] = (0,)
+    total: int = 1
+
+    def places(self, batch_size: int) -> list[int]:
+        """The places in a batch that these shares cover."""
+        if len(self.mine) == self.total:
+            return list(range(batch_size))
+        size = batch_size // self.total
+        return [share * size + i for share in self.mine for i in range(size)]
+
+
+WHOLE = Shares()
 
 
 class _RowSource:
@@ -130,14 +149,13 @@ class PackedSource(PairSource):
         valid: int,
         augment: images.Augmentation | None,
         rngs: Sequence[np.random.Generator],
-        process: int = 0,
-        processes: int = 1,
+        shares: Shares = WHOLE,
     ) -> PackedBatch:
         """This process's buffers of the batch that these rows make up; rows from `valid` on are not valid."""
         lengths = np.asarray([len(self.units[row].tokens) for row in rows])
         members = packing.balance(lengths, self._groups)
         sizes = packing.fitting(self.sizes, packing.need([self.units[row] for row in rows], members))
-        members = members.reshape(processes, -1, members.shape[1])[process]
+        members = members[shares.places(len(members))]
         places = members.reshape(-1).tolist()
         mine = [rows[place] for place in places]
         items = [self.item(row, 0, augment, rngs[place]) for row, place in zip(mine, places, strict=True)]
@@ -208,31 +226,33 @@ def train_batches(
     seed: int,
     *,
     start: int = 0,
-    process: int = 0,
-    processes: int = 1,
+    shares: Shares = WHOLE,
     augment: images.Augmentation | None = None,
     bounds: Sequence[int] = (),
     workers: int = 0,
 ) -> Iterator[Any]:
     """Endless batches from step `start` on: reshuffled every epoch, batches may span an epoch's end.
 
-    `batch_size` is the global one; each of `processes` gets its share. `augment` draws anew at every epoch. With more
-    than one of `bounds` every batch has one of these static lengths (see `buckets.Plan`). `workers` are processes that
-    decode images; 0 decodes in two threads, which pillow lets run beside each other.
+    `batch_size` is the global one; a process gets the rows of its `shares`. `augment` draws anew at every epoch. With
+    more than one of `bounds` every batch has one of these static lengths (see `buckets.Plan`). `workers` are processes
+    that decode images; 0 decodes in two threads, which pillow lets run beside each other.
     """
     dataset: Any
     if isinstance(source, PackedSource):
         shuffled = grain.MapDataset.source(_Rows(len(source))).seed(seed).shuffle().repeat()
-        dataset = grain.MapDataset.source(_Packed(source, shuffled, batch_size, seed, process, processes, augment))
+        dataset = grain.MapDataset.source(_Packed(source, shuffled, batch_size, seed, shares, augment))
     elif len(bounds) > 1:
         plan = Plan(source.lengths, bounds, batch_size, seed)
-        dataset = grain.MapDataset.source(_Bucketed(source, plan, seed, process, processes, augment))
+        dataset = grain.MapDataset.source(_Bucketed(source, plan, seed, shares, augment))
     else:
         dataset = grain.MapDataset.source(source if augment is None else _Rows(len(source))).seed(seed)
         dataset = dataset.shuffle().repeat()
         if augment is not None:
             dataset = dataset.random_map(lambda row, rng: source.draw(row, augment, rng))
-        dataset = dataset[process::processes].batch(batch_size // processes, drop_remainder=True)
+        places = shares.places(batch_size)
+        if len(places) < batch_size:
+            dataset = grain.MapDataset.source(_Picked(dataset, places, batch_size))
+        dataset = dataset.batch(len(places), drop_remainder=True)
     # A handful of batches ahead is enough; grain's default of 500 would hold gigabytes of images.
     options = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
     batches = dataset[start:].to_iter_dataset(options)
@@ -255,14 +275,29 @@ class _Rows:
 
 
 @dataclass(frozen=True)
+class _Picked:
+    """Of every batch of an endless stream the rows at some places, one after the other, as a data source."""
+
+    stream: Any
+    places: Sequence[int]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return WITHOUT_END
+
+    def __getitem__(self, index: Any) -> Any:
+        step, place = divmod(int(index), len(self.places))
+        return self.stream[step * self.batch_size + self.places[place]]
+
+
+@dataclass(frozen=True)
 class _Bucketed:
     """Whole batches as a data source: `batches[step]`."""
 
     source: Any
     plan: Plan
     seed: int
-    process: int
-    processes: int
+    shares: Shares
     augment: images.Augmentation | None
 
     def __len__(self) -> int:
@@ -270,7 +305,7 @@ class _Bucketed:
 
     def __getitem__(self, step: Any) -> Any:
         rows, length = self.plan.batch(int(step))
-        places = range(self.process, len(rows), self.processes)
+        places = self.shares.places(len(rows))
         rngs = [np.random.default_rng([self.seed, int(step), place]) for place in places]
         items = [
             self.source.item(int(rows[place]), length, self.augment, rng)
@@ -287,8 +322,7 @@ class _Packed:
     order: Any  # order[i] is the i-th row of the shuffled, repeated stream
     batch_size: int
     seed: int
-    process: int
-    processes: int
+    shares: Shares
     augment: images.Augmentation | None
 
     def __len__(self) -> int:
@@ -297,7 +331,7 @@ class _Packed:
     def __getitem__(self, step: Any) -> PackedBatch:
         rows = [int(self.order[int(step) * self.batch_size + place]) for place in range(self.batch_size)]
         rngs = [np.random.default_rng([self.seed, int(step), place]) for place in range(self.batch_size)]
-        return self.source.packed(rows, self.batch_size, self.augment, rngs, self.process, self.processes)
+        return self.source.packed(rows, self.batch_size, self.augment, rngs, self.shares)
 
 
 def stack(items: Sequence[Any]) -> Any:
@@ -306,23 +340,32 @@ def stack(items: Sequence[Any]) -> Any:
 
 
 def ordered_batches(
-    source: Any, batch_size: int, augment: images.Augmentation | None = None, seed: int = 0
+    source: Any,
+    batch_size: int,
+    augment: images.Augmentation | None = None,
+    seed: int = 0,
+    shares: Shares = WHOLE,
 ) -> Iterator[Any]:
     """Every row once, in order; the last batch is filled with copies of its last row, marked not valid.
 
-    `augment` draws once a row, from the seed and the row alone.
+    `augment` draws once a row, from the seed and the row alone. A process gets the rows of its `shares`.
     """
 
     def item(row: int) -> Any:
         return source[row] if augment is None else source.draw(row, augment, np.random.default_rng([seed, row]))
 
     for first in range(0, len(source), batch_size):
+        numbers = list(range(first, min(first + batch_size, len(source))))
+        valid = len(numbers)
+        numbers += numbers[-1:] * (batch_size - valid)
         if isinstance(source, PackedSource):
-            numbers = list(range(first, min(first + batch_size, len(source))))
-            valid = len(numbers)
-            numbers += numbers[-1:] * (batch_size - valid)
-            yield source.packed(numbers, valid, augment, [np.random.default_rng([seed, row]) for row in numbers])
+            rngs = [np.random.default_rng([seed, row]) for row in numbers]
+            yield source.packed(numbers, valid, augment, rngs, shares)
             continue
-        rows = [item(row) for row in range(first, min(first + batch_size, len(source)))]
-        filler = rows[-1]._replace(valid=np.bool_(False))
-        yield stack(rows + [filler] * (batch_size - len(rows)))
+        made: dict[int, Any] = {}  # a filler is its row once more
+        items = []
+        for place in shares.places(batch_size):
+            row = numbers[place]
+            made[row] = made.get(row) or item(row)
+            items.append(made[row]._replace(valid=np.bool_(place < valid)))
+        yield stack(items)

@@ -66,8 +66,9 @@ class Engine:
         self._hidden = stops.hidden_ids(tokenizer)
         self._program = functools.cache(self._make_program)
         self._stop_table = functools.lru_cache(maxsize=16)(self._make_stop_table)
+        self._unstack = jax.jit(self.network.unstack)
+        self.replace_params(params)
         with jax.set_mesh(self.mesh):
-            self._params = jax.jit(self.network.unstack)(params)
             self._features = jax.jit(self.network.features)
 
     @classmethod
@@ -81,6 +82,11 @@ class Engine:
         with jax.set_mesh(mesh):
             params = adapters.restore_params(path, abstract_params(config), mesh, jnp.dtype(dtype))
         return cls(config, params, tokenizer, meta.get("template", "muffin"), dtype, mesh, batch_size)
+
+    def replace_params(self, params: Any) -> None:
+        """Answers with these parameters from now on, without compiling anew; None frees the ones before."""
+        with jax.set_mesh(self.mesh):
+            self._params = None if params is None else self._unstack(params)
 
     def prompt(
         self,

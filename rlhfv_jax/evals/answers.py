@@ -83,7 +83,18 @@ def read_objects(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     for where, value in rows:
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a JSON object, found {type(value).__name__}.")
+    if "\\ud" in text.lower():
+        for where, value in rows:
+            _check_characters(value, where)
     return rows
+
+
+def _check_characters(value: Mapping[str, Any], where: str) -> None:
+    """Halves of surrogate pairs, which JSON can spell, are no characters: no judge can be sent them."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: holds half of a surrogate pair, which is no character.") from error
 
 
 def identifier(values: Mapping[str, Any], name: str, where: str) -> str:

@@ -1,6 +1,7 @@
 """All benchmarks by name: an answers file and the folder of official files in, scores out."""
 
 import ast
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 from rlhfv_jax.endpoint import Request
 from rlhfv_jax.errors import UserError
-from rlhfv_jax.evals import amber, llava_bench, mhumaneval, mmhal, pope, vqa
+from rlhfv_jax.evals import llava_bench, mhumaneval, mme, mmhal, pope, seed_bench, vqa
 from rlhfv_jax.evals.answers import Answer, AnswerFile, by_question, read_answers, read_objects
 from rlhfv_jax.evals.judge import Judge, Judgment, Parse, judge
 from rlhfv_jax.evals.references import find, read_json, read_text
@@ -34,6 +35,8 @@ class Way:
     prompts: Path = Path("judge_prompts.jsonl")
     annotator: str = ""
     model: str = ""
+    scenes: Path | None = None  # over_generalization: other scenes, phrases or objects than the paper's
+    ranking: str = "instances"  # over_generalization: what the objects of a scene are ranked by
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Benchmark:
 
     score: Callable[[Path, Way], Scores]
     measures: Callable[[Mapping[str, Any]], Measures]
+    reads: str = ""  # the benchmark whose answers, and judge's replies, it reads, if not its own
 
 
 def score(name: str, answers: Path, way: Way) -> Scores:
@@ -81,12 +85,44 @@ def _answered(path: Path, benchmark: str) -> tuple[Answer, ...]:
     return found.answers
 
 
-def _objhal(path: Path, way: Way) -> Scores:
+def _with_words(name: str) -> Any:
+    """A module of this folder that needs the tokenizer of the extra `evals`."""
     try:
-        from rlhfv_jax.evals import objhal
+        return importlib.import_module(f"rlhfv_jax.evals.{name}")
     except ImportError as error:
-        raise UserError("Object HalBench needs a tokenizer of words: pip install 'rlhfv_jax[evals]'.") from error
-    return objhal.score(_answered(path, objhal.NAME), way.references, way.partial)
+        raise UserError(f"{name} needs a tokenizer of words: pip install 'rlhfv_jax[evals]'.") from error
+
+
+def _objhal(path: Path, way: Way) -> Scores:
+    """By the synonym file alone, or with a judge by its lists of objects, as the published figures are."""
+    objhal = _with_words("objhal")
+    answers = _answered(path, objhal.NAME)
+    if way.judge is None:
+        return objhal.score(answers, way.references, way.partial)
+    extraction, tagging = _with_words("extraction"), _with_words("tagging")
+    objhal.check_answers(answers, way.partial)
+    script = find(way.references, "eval_gpt_obj_halbench.py", f"{RLHFV}, eval (the prompt is read from it)")
+    template = extraction.check_template(_string(script, "prompt_template"), str(script))
+    vocabulary = _with_words("vocabulary").read_vocabulary(way.references)
+    truths = objhal.truths(answers, way.references, vocabulary)
+    requests = [
+        extraction.request(answer.question_id, extraction.question(answer), answer.text, template)
+        for answer in answers
+        if extraction.needs_judge(answer.text)
+    ]
+    judgment = _judged(requests, extraction.parse, objhal.NAME, way)
+    tagger = tagging.object_tagger()
+    return extraction.score(answers, truths, vocabulary, judgment, tagger.tagged, tagger.name)
+
+
+def _over_generalization(path: Path, way: Way) -> Scores:
+    table = _with_words("over_generalization")
+    scores = _objhal(path, way)
+    vocabulary = _with_words("vocabulary").read_vocabulary(way.references)
+    scenes = table.read_scenes(way.scenes, vocabulary) if way.scenes else table.DEFAULT
+    found = table.from_coco(way.references, scenes, vocabulary, way.ranking)
+    settings = {**scores.settings, "ranking": way.ranking}
+    return replace(table.score_items(scores.items, found, settings), judge=scores.judge)
 
 
 def _pope(path: Path, way: Way) -> Scores:
@@ -94,11 +130,20 @@ def _pope(path: Path, way: Way) -> Scores:
 
 
 def _amber(path: Path, way: Way) -> Scores:
+    amber = _with_words("amber")
     return amber.score(_answered(path, amber.NAME), way.references, way.partial)
 
 
 def _vqa(path: Path, way: Way) -> Scores:
     return vqa.score(_answered(path, vqa.NAME), way.references, way.partial)
+
+
+def _mme(path: Path, way: Way) -> Scores:
+    return mme.score(_answered(path, mme.NAME), way.references, way.partial)
+
+
+def _seed_bench(path: Path, way: Way) -> Scores:
+    return seed_bench.score(_answered(path, seed_bench.NAME), way.references, way.partial)
 
 
 def _mhumaneval(path: Path, way: Way) -> Scores:
@@ -174,6 +219,20 @@ def _objhal_measures(item: Mapping[str, Any]) -> Measures:
     return {"answers_hallucinating_percent": 100.0 * bool(wrong), "hallucinated_mentions": float(wrong)}
 
 
+def _amber_measures(item: Mapping[str, Any]) -> Measures:
+    if "answer" in item:
+        return {"accuracy": 100.0 * (item["answer"] == item["truth"].capitalize())}
+    wrong = len(item["hallucinated"])
+    return {"descriptions_hallucinating_percent": 100.0 * bool(wrong), "hallucinated_mentions": float(wrong)}
+
+
+def _seed_measures(item: Mapping[str, Any]) -> Measures:
+    found = {"accuracy": 100.0 * (item["chosen"] == item["answer"])} if item["text"].strip() else {}
+    if item["likeliest"] is not None:
+        found["likelihood/accuracy"] = 100.0 * (item["likeliest"] == item["answer"])
+    return found
+
+
 def _mmhal_measures(item: Mapping[str, Any]) -> Measures:
     return {} if item["rating"] is None else mmhal.measures(item["rating"])
 
@@ -188,12 +247,15 @@ def _mhumaneval_measures(item: Mapping[str, Any]) -> Measures:
 
 BENCHMARKS: dict[str, Benchmark] = {
     "object_halbench": Benchmark(_objhal, _objhal_measures),
+    "over_generalization": Benchmark(_over_generalization, _objhal_measures, reads="object_halbench"),
     "pope": Benchmark(_pope, lambda item: {"accuracy": 100.0 * (item["predicted"] == item["label"])}),
-    "amber": Benchmark(_amber, lambda item: {"accuracy": 100.0 * (item["answer"] == item["truth"].capitalize())}),
+    "amber": Benchmark(_amber, _amber_measures),
     "vqav2": Benchmark(
         _vqa,
         lambda item: {"accuracy": 100 * item["accuracy"], "processed/accuracy": 100 * item["processed_accuracy"]},
     ),
+    "mme": Benchmark(_mme, lambda item: {"accuracy": 100.0 * (item["predicted"] == item["label"])}),
+    "seed_bench": Benchmark(_seed_bench, _seed_measures),
     "mmhal": Benchmark(_mmhal, _mmhal_measures),
     "llava_bench": Benchmark(_llava_bench, _llava_measures),
     "mhumaneval": Benchmark(_mhumaneval, _mhumaneval_measures),

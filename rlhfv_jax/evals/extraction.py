@@ -12,21 +12,31 @@ from rlhfv_jax.endpoint import Request
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.answers import Answer
 from rlhfv_jax.evals.judge import Judgment
-from rlhfv_jax.evals.objhal import clean, score_words
+from rlhfv_jax.evals.objhal import NAME, clean, score_words
 from rlhfv_jax.evals.scores import Scores
+from rlhfv_jax.evals.tagging import Tagged
 from rlhfv_jax.evals.vocabulary import Vocabulary, in_vocabulary
 
 SETTINGS = {"temperature": 0.2, "top_p": 1, "max_tokens": 512}
 SHORT = 3  # answers of so many words or fewer mention nothing, and the judge is not asked
 NOUNS = ("NN", "NNS", "NNP", "NNPS")
 
-Tagged = Sequence[tuple[str, str]]  # (lemma, Penn Treebank tag) of each token
 Tagger = Callable[[str], Tagged]
 
 
 def needs_judge(answer: str) -> bool:
     """Whether the released scorer asks about this answer at all."""
     return len(clean(answer).split()) > SHORT
+
+
+def question(answer: Answer) -> str:
+    """What was asked: `prompt`, or `question` in published files. Raises UserError where there is neither."""
+    asked = answer.prompt or answer.extra.get("question")
+    if not isinstance(asked, str) or not asked:
+        raise UserError(
+            f"{NAME}: answer {answer.question_id!r} has no prompt; the judge is asked with the question, as officially."
+        )
+    return asked
 
 
 def check_template(template: str, where: str) -> str:
@@ -39,9 +49,7 @@ def check_template(template: str, where: str) -> str:
 
 def request(name: str, question: str, answer: str, template: str) -> Request:
     """What the judge is asked, byte for byte as by the released scorer: all of it in a system message."""
-    before, _, rest = template.partition("{question}")
-    between, _, after = rest.partition("{answer}")
-    text = before + question + between + clean(answer) + after
+    text = template.replace("{question}", question).replace("{answer}", clean(answer))
     return Request(name, ({"role": "system", "content": text},), SETTINGS)
 
 

@@ -37,5 +37,10 @@ def noun_lemma(word: str) -> str:
     return min(found, key=len) if found else word
 
 
+def is_noun(word: str) -> bool:
+    """Whether WordNet has the word as a noun's lemma."""
+    return word in _tables()[0]
+
+
 def _stripped(forms: list[str]) -> list[str]:
     return [form[: -len(old)] + new for form in forms for old, new in RULES if form.endswith(old)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.evals.answers import identifier
 from rlhfv_jax.evals.scores import Metric, Scores
 from rlhfv_jax.evals.statistics import ratio
 
@@ -59,9 +60,10 @@ def labels(rows: Iterable[Mapping[str, Any]], where: str, annotator: str = "", m
 def _label(row: Mapping[str, Any], at: str) -> Label:
     """A row of either form; the application's has its answer's `id` and `spans`, and a `benchmark` of any spelling."""
     ours = "spans" in row
-    name, segments = str(row.get("id" if ours else "response_id", "")), row.get("spans" if ours else "segments")
-    if not name:
-        raise UserError(f"{at}: the field 'response_id' is missing.")
+    name = "id" if ours else "response_id"
+    if name not in row:
+        raise UserError(f"{at}: the field {name!r} is missing.")
+    segments = row.get("spans" if ours else "segments")
     if not isinstance(segments, list):
         raise UserError(f"{at}: 'segments' is missing; an answer without a hallucination has an empty list.")
     source = str(row.get("source", ""))
@@ -70,10 +72,12 @@ def _label(row: Mapping[str, Any], at: str) -> Label:
         source = next((known for known in SOURCES if written.startswith(known[:3])), "")
     if source and source not in SOURCES:
         raise UserError(f"{at}: the source {source!r} is none of {', '.join(SOURCES)}.")
-    return Label(name, tuple(_type(one, row, at) for one in segments), source)
+    return Label(identifier(row, name, at), tuple(_type(one, row, at) for one in segments), source)
 
 
-def _type(segment: Mapping[str, Any], row: Mapping[str, Any], at: str) -> str:
+def _type(segment: Any, row: Mapping[str, Any], at: str) -> str:
+    if not isinstance(segment, dict):
+        raise UserError(f"{at}: expected each segment as an object with a type, found {segment!r}.")
     given = str(segment.get("type", ""))
     kind = given.lower().removesuffix("s")
     kind = "other" if kind in OTHERS else kind
@@ -82,6 +86,8 @@ def _type(segment: Mapping[str, Any], row: Mapping[str, Any], at: str) -> str:
     text, response = segment.get("text"), row.get("response")
     if isinstance(response, str) and {"start", "end"} <= set(segment):
         start, end = segment["start"], segment["end"]
+        if not all(type(place) is int for place in (start, end)):
+            raise UserError(f"{at}: expected start and end as numbers of characters, found {start!r} and {end!r}.")
         if not 0 <= start < end <= len(response) or (text is not None and response[start:end] != text):
             raise UserError(f"{at}: characters {start} to {end} of the response are not {text!r}.")
     return kind

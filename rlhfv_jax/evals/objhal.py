@@ -1,14 +1,17 @@
 """Object HalBench: how many answers and mentions name objects that the picture does not have (CHAIR)."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.answers import Answer, by_question
 from rlhfv_jax.evals.references import find, read_lists
 from rlhfv_jax.evals.scores import Metric, Scores
-from rlhfv_jax.evals.statistics import ratio
+from rlhfv_jax.evals.statistics import interval, ratio, resampled_sums
 from rlhfv_jax.evals.vocabulary import Vocabulary, read_vocabulary, words
 
 NAME = "object_halbench"
@@ -27,10 +30,15 @@ def score(answers: Sequence[Answer], references: str | Path, partial: bool = Fal
     """
     check_answers(answers, partial)
     vocabulary = read_vocabulary(references)
+    true = truths(answers, references, vocabulary)
+    named = [words(clean(answer.text), vocabulary) for answer in answers]
+    return score_words(answers, named, true, vocabulary, "lexical")
+
+
+def truths(answers: Sequence[Answer], references: str | Path, vocabulary: Vocabulary) -> list[set[str]]:
+    """The true objects of each answer's image."""
     truth = ground_truth(references, {_image(answer) for answer in answers}, vocabulary)
-    texts = [clean(answer.text) for answer in answers]
-    named = [words(text, vocabulary) for text in texts]
-    return score_words(answers, named, [truth[_image(answer)] for answer in answers], vocabulary, "lexical")
+    return [truth[_image(answer)] for answer in answers]
 
 
 def check_answers(answers: Sequence[Answer], partial: bool = False) -> None:
@@ -54,6 +62,7 @@ def score_words(
     """Scores given the vocabulary words of each answer, however extracted, and the true objects of its image.
 
     Rates are fractions, under the official names; `resp` and `mention` are the paper's two columns, in percent.
+    `object/NAME` is the percentage of the object's mentions in pictures without it, of every object that is mentioned.
 
     Raises:
       UserError: there is no answer.
@@ -82,7 +91,7 @@ def score_words(
         "correct_objects": sum(len(item["correct"]) for item in items),
         "true_objects": sum(len(item["truth"]) for item in items),
     }
-    return Scores(NAME, _metrics(items), settings, items=items)
+    return Scores(NAME, _metrics(items) | _by_object(items), settings, items=items)
 
 
 def _metrics(items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
@@ -104,6 +113,28 @@ def _metrics(items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
         "object_correct_rate": ratio(fine, mentions, n=sum(mentions)),
         "avg_word_len": ratio([len(clean(item["text"]).split(" ")) for item in items]),
     }
+
+
+def _by_object(items: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
+    wrong, named = (
+        [Counter(node for _, node in item[name]) for item in items] for name in ("hallucinated", "mentioned")
+    )
+    total = sum(named, Counter[str]())
+    names = [name for name, _ in total.most_common()]
+    # All objects in one draw: a draw for each takes seconds.
+    sums = np.array(
+        [[float(counts[name]) for counts in each for name in names] for each in zip(wrong, named, strict=True)]
+    )
+    if not names:
+        return {}
+    drawn = resampled_sums(sums)
+    found = {}
+    for at, name in enumerate(names):
+        top, bottom = drawn[:, at], drawn[:, at + len(names)]
+        low, high = interval(100 * top[bottom > 0] / bottom[bottom > 0])
+        share = 100 * sum(one[name] for one in wrong) / total[name]
+        found[f"object/{name}"] = Metric(share, low, high, total[name])
+    return found
 
 
 def clean(text: str) -> str:
@@ -128,17 +159,11 @@ def ground_truth(references: str | Path, images: set[int], vocabulary: Vocabular
     """
     truth: dict[int, set[str]] = {image: set() for image in images}
     captioned = set()
-    for split in SPLITS:
-        name = f"instances_{split}.json"
-        instances = read_lists(find(references, name, SOURCE), ("categories", "annotations"))
+    for instances, captions in coco(references):
         names = {row["id"]: row["name"] for row in instances["categories"]}
         for row in instances["annotations"]:
             if row["image_id"] in truth:
-                category = names[row["category_id"]]
-                if category not in vocabulary.node:
-                    raise UserError(f"{name}: category {category!r} stands in no line of the synonym file.")
-                truth[row["image_id"]].add(vocabulary.node[category])
-        captions = read_lists(find(references, f"captions_{split}.json", SOURCE), ("annotations",))
+                truth[row["image_id"]].add(category_node(names[row["category_id"]], vocabulary))
         for row in captions["annotations"]:
             if row["image_id"] in truth:
                 captioned.add(row["image_id"])
@@ -146,3 +171,34 @@ def ground_truth(references: str | Path, images: set[int], vocabulary: Vocabular
     if bare := sorted(images - captioned):
         raise UserError(f"{NAME}: {len(bare)} images have no COCO caption, first {bare[0]}.")
     return truth
+
+
+def category_node(category: str, vocabulary: Vocabulary) -> str:
+    """The object that a COCO category is of. Raises UserError where the synonym file has none."""
+    if category not in vocabulary.node:
+        raise UserError(f"COCO's category {category!r} stands in no line of the synonym file.")
+    return vocabulary.node[category]
+
+
+def coco(references: str | Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Instances and captions of one COCO split after the other. Raises UserError on a missing or misshapen file."""
+    for split in SPLITS:
+        file = find(references, f"instances_{split}.json", SOURCE)
+        instances = read_lists(file, ("categories", "annotations"))
+        _check(instances["categories"], {"id": int, "name": str}, f"{file}, categories")
+        _check(instances["annotations"], {"image_id": int, "category_id": int}, f"{file}, annotations")
+        if unknown := {row["category_id"] for row in instances["annotations"]} - {
+            row["id"] for row in instances["categories"]
+        }:
+            raise UserError(f"{file}: category_id {min(unknown)} stands in no category.")
+        file = find(references, f"captions_{split}.json", SOURCE)
+        captions = read_lists(file, ("annotations",))
+        _check(captions["annotations"], {"image_id": int, "caption": str}, f"{file}, annotations")
+        yield instances, captions
+
+
+def _check(rows: Sequence[Mapping[str, Any]], fields: Mapping[str, type], where: str) -> None:
+    for number, row in enumerate(rows):
+        for name, kind in fields.items():
+            if not isinstance(row.get(name), kind):
+                raise UserError(f"{where}, {number}: expected the field {name!r}, a {kind.__name__}.")

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.answers import Answer, by_question, identifier, read_objects
 from rlhfv_jax.evals.references import find
 from rlhfv_jax.evals.scores import Metric, Scores
-from rlhfv_jax.evals.statistics import ratio
+from rlhfv_jax.evals.statistics import interval, ratio, resampled_ratios
 
 NAME = "pope"
 SETTINGS = ("adversarial", "popular", "random")
@@ -73,9 +75,7 @@ def score_records(answers: Sequence[Answer], records: Sequence[Mapping[str, Any]
     for setting in dict.fromkeys(item["setting"] for item in items):
         rows = [item for item in items if item["setting"] == setting]
         metrics |= {f"{setting}/{name}": metric for name, metric in _rates(rows).items()}
-    f1 = [metric.value for name, metric in metrics.items() if name.endswith("/f1")]
-    known = [value for value in f1 if value is not None]
-    metrics["mean_f1"] = Metric(sum(known) / len(known) if len(known) == len(f1) else None, None, None, len(items))
+    metrics["mean_f1"] = _mean_f1(items, metrics)
     settings = {
         "unanswered": len(records) - len(items),
         "empty_answers": sum(item["empty"] for item in items),
@@ -83,16 +83,33 @@ def score_records(answers: Sequence[Answer], records: Sequence[Mapping[str, Any]
     return Scores(NAME, metrics, settings, items=items)
 
 
+def _mean_f1(items: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric]) -> Metric:
+    """The mean of the settings' F1; its interval draws the questions of each setting apart."""
+    values, drawn = [], []
+    for seed, setting in enumerate(dict.fromkeys(item["setting"] for item in items)):
+        values.append(metrics[f"{setting}/f1"].value)
+        drawn.append(resampled_ratios(*_f1_parts([item for item in items if item["setting"] == setting]), 100, seed))
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return Metric(None, None, None, len(items))
+    return Metric(sum(known) / len(known), *interval(np.mean(drawn, axis=0)), len(items))
+
+
+def _f1_parts(rows: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+    """Twice the hits, and what is said plus what is true, of each question."""
+    pairs = [(row["predicted"] == "yes", row["label"] == "yes") for row in rows]
+    return [2 * (said and true) for said, true in pairs], [said + true for said, true in pairs]
+
+
 def _rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
     yes = [row["predicted"] == "yes" for row in rows]
     true = [row["label"] == "yes" for row in rows]
     hits = [said and label for said, label in zip(yes, true, strict=True)]
-    either = [said + label for said, label in zip(yes, true, strict=True)]
     right = [said == label for said, label in zip(yes, true, strict=True)]
     return {
         "accuracy": ratio(right, scale=100),
         "precision": ratio(hits, yes, 100, n=sum(yes)),
         "recall": ratio(hits, true, 100, n=sum(true)),
-        "f1": ratio([2 * hit for hit in hits], either, 100, n=len(rows)),
+        "f1": ratio(*_f1_parts(rows), 100, n=len(rows)),
         "yes_ratio": ratio(yes, scale=100),
     }

@@ -42,10 +42,30 @@ def ratio(
     count = len(top) if n is None else n
     if not len(top) or bottom.sum() == 0:
         return Metric(None, None, None, count)
-    sums = resampled_sums(np.stack([top, bottom], 1), seed)
-    kept = sums[sums[:, 1] > 0]
-    low, high = np.quantile(scale * kept[:, 0] / kept[:, 1], [0.025, 0.975])
-    return Metric(float(scale * top.sum() / bottom.sum()), float(low), float(high), count)
+    low, high = interval(resampled_ratios(top, bottom, scale, seed))
+    return Metric(float(scale * top.sum() / bottom.sum()), low, high, count)
+
+
+def resampled_ratios(
+    numerators: Sequence[float] | np.ndarray,
+    denominators: Sequence[float] | np.ndarray,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """float64[resamples]: the ratio of `ratio` over items drawn again; NaN where the drawn denominators are all zero.
+
+    What is computed from several groups of items (a mean of three F1) has for its interval that of the same computed
+    from these, each group with a seed of its own.
+    """
+    sums = resampled_sums(np.stack([np.asarray(numerators, float), np.asarray(denominators, float)], 1), seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(sums[:, 1] > 0, scale * sums[:, 0] / sums[:, 1], np.nan)
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of resampled values, those that are NaN left out."""
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def resampled_sums(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:

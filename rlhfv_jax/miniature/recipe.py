@@ -12,7 +12,12 @@ from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import evaluation, pairs
 from rlhfv_jax.models import vlm
 
-FREE_KEYS = ("scaling", "ablations", "save_every")  # may change when a run continues: they add models, no more
+FREE_KEYS = (
+    "scaling",
+    "ablations",
+    "save_every",
+    "compilation_cache",
+)  # may change when a run continues: they add models, no more
 SCALING = (200, 400, 800)  # pairs, besides all of them: the paper's Fig. 2
 
 
@@ -54,6 +59,7 @@ class Demo:
     scaling: bool
     ablations: bool
     save_every: int
+    compilation_cache: str
     evaluation: evaluation.EvaluationSettings
 
 
@@ -168,11 +174,15 @@ def alignment_config(d: Demo, run: Run, folder: Path) -> dict[str, Any]:
         "optim": dataclasses.asdict(d.align) | {"lr": run.align.lr},
         "lora": {"rank": 0, "alpha": 1.0, "targets": ""},
         "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+        "gradient_accumulation": 1,
         "workers": 0,
         "log_every": 20,
         "save_every": d.save_every,
         "eval_every": 0,
         "eval_share": 0.0,
         "best": "",
+        "evals": dataclasses.asdict(settings.Evals()),
         "keep": 1,
+        "grace": 300.0,
+        "compilation_cache": d.compilation_cache,
     }

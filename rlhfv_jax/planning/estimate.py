@@ -1,9 +1,7 @@
 """Compiles the train step of a configuration for a target and reads memory, work and collectives off the result."""
 
 import math
-import re
 import time
-from collections import Counter
 from typing import Any
 
 import jax
@@ -12,13 +10,14 @@ from jax.sharding import Mesh
 
 from rlhfv_jax import experiment, lora, prepare, settings, sharding, steps
 from rlhfv_jax.errors import UserError
+from rlhfv_jax.flops import dot_flops
 from rlhfv_jax.models import vlm
+from rlhfv_jax.planning import alternatives, roofline, schedule
 from rlhfv_jax.planning.targets import GIB, Target
 from rlhfv_jax.settings import Settings
 from rlhfv_jax.structs import PackedBatch, PairBatch, SftBatch
 
 RELEASED_VOCABULARY = (32_004, 32_001)  # tokens and the image token of Muffin, where no tokenizer is read
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, Any]:
@@ -27,12 +26,13 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
     `pairs` is the number of rows of the data, which the run's length in steps follows from where it is in epochs.
     """
     mesh = sharding.make_mesh(s.mesh.data, s.mesh.fsdp, s.mesh.tensor, devices=target.devices)
-    sharding.check_batch_size(s.optim.batch_size, mesh)
+    sharding.check_batch_size(s.optim.batch_size, mesh, s.gradient_accumulation)
     total_steps = s.optim.steps or math.ceil(s.optim.epochs * pairs / s.optim.batch_size)
     step, state = train_step(s, mesh, total_steps)  # outside the mesh: what runs at once needs devices that are here
     with jax.set_mesh(mesh):
         packed = s.data.layout == "packed"
-        batch = packed_batch_of(s, row_length, sharding.ways(mesh)) if packed else batch_of(s, row_length)
+        groups = sharding.ways(mesh) * s.gradient_accumulation
+        batch = packed_batch_of(s, row_length, groups) if packed else batch_of(s, row_length)
         traced = step.trace(state, batch)
         started = time.perf_counter()
         try:
@@ -44,6 +44,9 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
             return {"topology": target.name, "fits": False, "capacity_gib": target.capacity_gib, "compiler": why}
         seconds = time.perf_counter() - started
     memory = compiled.memory_analysis()
+    text = program_text(compiled, target)
+    sent = None if text is None else schedule.collectives(text, mesh.size)
+    flops = dot_flops(traced.jaxpr.jaxpr)
     peak = memory.peak_memory_in_bytes / GIB
     return {
         "topology": target.name,
@@ -54,12 +57,27 @@ def plan(s: Settings, target: Target, row_length: int, pairs: int) -> dict[str, 
         "temp_gib": memory.temp_size_in_bytes / GIB,
         "alias_gib": memory.alias_size_in_bytes / GIB,
         "state_gib": state_bytes(state, mesh) / GIB,
-        "flops_per_step": dot_flops(traced.jaxpr.jaxpr),
-        "collectives": collectives(compiled),
+        "flops_per_step": flops,
+        "collectives": None if sent is None else schedule.summary(sent),
         "compile_seconds": seconds,
         "steps": total_steps,
         "row_length": row_length,
+        "estimate": target.chip
+        and roofline.estimate(flops, state_bytes(state.opt_state, mesh), sent, target.chip, mesh.size, total_steps),
     }
+
+
+def search(s: Settings, target: Target, row_length: int, pairs: int) -> list[dict[str, Any]]:
+    """What of `alternatives.CHANGES` fits on the target, each compiled; the last one does where any does."""
+    mesh = sharding.make_mesh(s.mesh.data, s.mesh.fsdp, s.mesh.tensor, devices=target.devices)
+
+    def state_gib(s: Settings) -> float:
+        return state_bytes(train_step(s, mesh, 1)[1], mesh) / GIB
+
+    def compiled(s: Settings) -> dict[str, Any]:
+        return plan(s, target, row_length, pairs)
+
+    return alternatives.search(s, sharding.ways(mesh), state_gib, compiled, target.capacity_gib)
 
 
 def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
@@ -79,7 +97,7 @@ def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
         loss_fn = lora.at_scale(loss_fn, s.lora.scale)
     updater = experiment.make_updater(s.optim, params, total_steps)
     state = jax.eval_shape(updater.init, params)
-    return updater.step(loss_fn, mesh, state), state
+    return updater.step(loss_fn, mesh, state, s.gradient_accumulation), state
 
 
 def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
@@ -146,27 +164,10 @@ def state_bytes(state: Any, mesh: Mesh) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def dot_flops(jaxpr: Any) -> int:
-    """Multiplications and additions of all matrix products of a jaxpr, those in a scan as often as it turns.
-
-    XLA's own cost analysis counts the body of a loop once.
-    """
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            ((contract, _), _) = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contract)
-        turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += turns * sum(dot_flops(inner) for inner in jax.core.jaxprs_in_params(equation.params))
-    return total
-
-
-def collectives(compiled: Any) -> dict[str, Any] | None:
-    """How often the program communicates, by kind and dtype; a loop's body counts once. None where it has no text."""
+def program_text(compiled: Any, target: Target) -> str | None:
+    """The scheduled program; None where neither JAX can print it nor the compiler has written it."""
     try:
-        text = compiled.as_text()
+        return compiled.as_text()
     except jax.errors.JaxRuntimeError:
-        return None  # some TPU programs cannot be printed
-    pattern = rf"= \(?(\w+)\[[^=]*? ({'|'.join(COLLECTIVES)})(?:-start)?\("
-    return dict(sorted(Counter(f"{kind} {dtype}" for dtype, kind in re.findall(pattern, text)).items()))
+        written = list(target.dump.glob("*.after_optimizations.txt")) if target.dump else []
+        return max(written, key=lambda path: path.stat().st_mtime).read_text() if written else None

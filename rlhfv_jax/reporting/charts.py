@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,15 +40,22 @@ class _Scale:
 def points_chart(title: str, series: Series, x_label: str, top: float) -> Markup:
     """Draw points with error bars and their values, the y axis in percent from 0 to `top` or beyond."""
     scale = _Scale((-0.05 * (right := max(*series.xs, 1.0)), right * 1.05), (0.0, max(top, *series.highs)))
-    marks = [_path(series, scale)]
-    for x, y, low, high in zip(series.xs, series.ys, series.lows, series.highs, strict=True):
-        (across, up), (_, under), (_, over) = scale.at(x, y), scale.at(x, low), scale.at(x, high)
-        bar = f"M{across:.1f} {under:.1f}V{over:.1f}M{across - 4:.1f} {under:.1f}h8M{across - 4:.1f} {over:.1f}h8"
-        marks.append(element("path", d=bar, class_=f"bar s{series.style}"))
-        marks.append(element("circle", cx=f"{across:.1f}", cy=f"{up:.1f}", r=4, class_=f"dot s{series.style}"))
-        marks.append(_text(f"{y:.1f}", across, over - 7, "value", "middle"))
+    marks = _points(series, scale, values=True)
     told = ", ".join(f"{y:.1f} at {x:g}" for x, y in zip(series.xs, series.ys, strict=True))
     return _svg(title, f"{title}: {told}.", scale, x_label, marks, list(series.xs))
+
+
+def curves_chart(title: str, series: Sequence[Series], x_label: str) -> Markup:
+    """Draw several lines of points with error bars, the y axis from 0."""
+    xs = sorted({x for one in series for x in one.xs})
+    right, top = max(*xs, 1.0), max(max(one.highs) for one in series)
+    scale = _Scale((-0.05 * right, right * 1.05), (0.0, (top or 1.0) * 1.05))
+    marks = [mark for one in series for mark in _points(one, scale, values=len(series) == 1)]
+    told = "; ".join(
+        f"{one.name}: " + ", ".join(f"{y:.1f} at {x:g}" for x, y in zip(one.xs, one.ys, strict=True)) for one in series
+    )
+    crowded = any(later - earlier < right / 9 for earlier, later in itertools.pairwise(xs))
+    return _svg(title, f"{title}: {told}.", scale, x_label, marks, ticks(0.0, right) if crowded else xs)
 
 
 def lines_chart(
@@ -112,6 +120,18 @@ def _svg(
     parts.append(element("path", d=f"M{left:.1f} {up:.1f}H{WIDTH - _RIGHT}", class_="axis"))
     parts.append(_text(x_label, WIDTH - _RIGHT, HEIGHT - 6, "tick", "end"))
     return element("svg", lines(*parts, *marks), viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", class_="chart")
+
+
+def _points(series: Series, scale: _Scale, values: bool) -> list[Markup]:
+    marks = [_path(series, scale)]
+    for x, y, low, high in zip(series.xs, series.ys, series.lows, series.highs, strict=True):
+        (across, up), (_, under), (_, over) = scale.at(x, y), scale.at(x, low), scale.at(x, high)
+        bar = f"M{across:.1f} {under:.1f}V{over:.1f}M{across - 4:.1f} {under:.1f}h8M{across - 4:.1f} {over:.1f}h8"
+        marks.append(element("path", d=bar, class_=f"bar s{series.style}"))
+        marks.append(element("circle", cx=f"{across:.1f}", cy=f"{up:.1f}", r=4, class_=f"dot s{series.style}"))
+        if values:
+            marks.append(_text(f"{y:.1f}", across, over - 7, "value", "middle"))
+    return marks
 
 
 def _path(series: Series, scale: _Scale, extra: str = "") -> Markup:

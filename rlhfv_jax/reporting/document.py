@@ -30,5 +30,6 @@ def write(path: Path, page: str) -> None:
     """Write a page, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
+    # A lone half of a surrogate pair, which JSON can bring, has no UTF-8.
+    temporary.write_bytes(page.encode("utf-8", "replace"))
     os.replace(temporary, path)

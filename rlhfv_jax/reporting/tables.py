@@ -18,10 +18,10 @@ def table(
     return scrolling(element("table", lines(*parts), class_=class_), caption)
 
 
-def column_head(name: str, title: str | None = None, arrow: str = "") -> Markup:
+def column_head(name: str, title: str | None = None, arrow: str = "", class_: str | None = None) -> Markup:
     """Build a column's head; the arrow says which direction is better."""
     mark = ["\N{NO-BREAK SPACE}", element("span", arrow, class_="arrow", title=title)] if arrow else []
-    return element("th", name, *mark, scope="col")
+    return element("th", name, *mark, scope="col", class_=class_)
 
 
 def scenes_heads(kinds: Sequence[str]) -> Markup:

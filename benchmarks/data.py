@@ -1,6 +1,6 @@
 """How fast the loader is, in ratios that carry over between machines, and what static lengths cost.
 
-    python benchmarks/loader.py --data=pairs.jsonl --tokenizer=tokenizer.model
+    python benchmarks/data.py --data=pairs.jsonl --tokenizer=tokenizer.model
 
 Prints JSON: images per CPU second at the training size, for the deterministic transform and the augmentations; the
 share of that time that decoding alone takes; batches per second by threads and by worker processes, relative to one
