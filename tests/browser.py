@@ -7,6 +7,7 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
+TimeoutError = playwright.TimeoutError
 VIEW = {"width": 1280, "height": 720}
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from annotation_world import CORRECTED, RESPONSE, add, served
-from browser import chromium, expect, page, press, sign_in, tab_to  # noqa: F401  (two are fixtures)
+from browser import TimeoutError, chromium, expect, page, press, sign_in, tab_to  # noqa: F401  (two are fixtures)
 
 from rlhfv_jax.annotation import exports, project
 from rlhfv_jax.annotation.collected import finished
@@ -203,9 +203,7 @@ def test_an_administrator_imports_adds_people_and_exports_by_the_keyboard(page, 
     bad = tmp_path / "more.jsonl"
     bad.write_text(json.dumps({"id": 7, "prompt": "p", "response": " "}) + "\n")
     tab_to(page, "File")
-    with page.expect_file_chooser() as chooser:
-        press(page, "Space")
-    chooser.value.set_files(bad)
+    choose(page, bad)
     tab_to(page, "Check")
     press(page, "Enter")
     expect(page.get_by_text("1 not usable")).to_be_visible()
@@ -237,6 +235,18 @@ def test_an_administrator_imports_adds_people_and_exports_by_the_keyboard(page, 
     page.goto(link_of_barbara)
     expect(page.get_by_role("heading", name="Hello, <b>Barbara</b>")).to_be_visible()
     assert "#t=" not in page.url
+
+
+def choose(page, path) -> None:  # noqa: F811
+    """Opens the chooser of the file field that has the focus; a busy browser may miss the first press."""
+    for wait in (4_000, 15_000):
+        try:
+            with page.expect_file_chooser(timeout=wait) as chooser:
+                press(page, "Space")
+            return chooser.value.set_files(path)
+        except TimeoutError:
+            continue
+    raise AssertionError("no file chooser opens")
 
 
 def _moved(source, target):
