@@ -76,7 +76,8 @@ def _infer(
     votes: dict[str, Counter[int]] = defaultdict(Counter)
     voters: dict[tuple[str, int], list[str]] = defaultdict(list)
     for entry in entries:
-        found = [(name, match) for name in shapes if (match := entry.pattern.fullmatch(name))]
+        pattern = entry.pattern
+        found = [(name, match) for name in shapes if (match := pattern.fullmatch(name))]
         if entry.stack and found:
             votes[entry.stack][1 + max(int(match.group(1)) for _, match in found)] += 1
         for name, _ in found:
