@@ -16,7 +16,7 @@ smoke: $(READY)
 	$(BIN)/python -m rlhfv_jax.train --config=demo.py:smoke --workdir=runs/smoke $(ARGS)
 
 slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not long"
 
 long: $(READY)
 	$(BIN)/python -m pytest -n 2 -m long
