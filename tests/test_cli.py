@@ -154,7 +154,7 @@ def mini(**changes) -> dict:
         ),
         ({"ddpo__min_match": 0}, "config.ddpo.min_match=0 must be positive"),
         ({"ddpo__hunks": "replaced"}, "Did you mean replace?"),
-        ({"data__template": "muffin_release"}, "config.data.template=muffin_release is for generation"),
+        ({"data__template": "muffin_release"}, "config.data.template='muffin_release' is not known"),
         ({"data__records": "questions"}, "config.data.records=questions has no pairs"),
         ({"data__instructions": ("Answer.",)}, "config.data.instructions: 'Answer.' has no {question} in it"),
         ({"data__instructions": "{question}"}, "config.data.instructions='{question}': expected a list of str"),
