@@ -7,6 +7,7 @@ import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
+expect.set_options(timeout=30_000)  # milliseconds; a busy machine is slow, not wrong
 TimeoutError = playwright.TimeoutError
 VIEW = {"width": 1280, "height": 720}
 
@@ -39,7 +40,7 @@ def page(chromium):
     """A fresh page; fails the test that leaves a script error behind. `page.problems` may be emptied."""
     context = chromium.new_context(viewport=VIEW, locale="en-US")
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(30_000)
     page.problems = Problems(page)
     yield page
     context.close()
