@@ -154,6 +154,8 @@ def alignment_config(d: Demo, run: Run, folder: Path) -> dict[str, Any]:
             "reference_dtype": "",
             "buckets": 1,
             "layout": "rows",
+            "image_features": "compute",
+            "fit": "",
         },
         "ddpo": {
             "gamma": run.align.gamma,
