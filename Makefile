@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo smoke slow long lint wheel bench clean
+.PHONY: test demo smoke slow long lint docs docs-check wheel dist clean
 # XLA's costly passes are left out here: most of the time is compilation. `make slow` and the demo run with them.
 test: $(READY)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long"
@@ -26,8 +26,20 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/; strict, and nothing is fetched.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Every command of the documentation that can run on a small machine, run in the order of its page.
+docs-check: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not slow or slow" tests/test_docs.py tests/test_docs_run.py
+
 wheel: $(READY)
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+# The wheel and the source archive.
+dist: wheel
+	$(BIN)/hatchling build -t sdist -d dist
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf dist build $(READY)
+	rm -rf dist build site $(READY)
