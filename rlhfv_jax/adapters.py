@@ -102,7 +102,10 @@ def open_arrays(path: str | Path) -> Mapping[str, StoredArray]:
 
 
 def restore_params(path: str | Path, abstract: Any, mesh: Mesh, dtype: Any) -> Any:
-    """As `checkpoint.restore_params`, for any checkpoint: parameters cast to `dtype`, a LoRA run's merged."""
+    """As `checkpoint.restore_params`, for any checkpoint: parameters cast to `dtype`, a LoRA run's merged.
+
+    Raises UserError where its shapes are not those of `abstract`.
+    """
     if "lora" not in checkpoint.read_meta(path):
         return checkpoint.restore_params(path, abstract, mesh, dtype)
     arrays = open_arrays(path)

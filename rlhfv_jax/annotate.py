@@ -64,6 +64,7 @@ SHOWN = 20  # bad rows of an import on a terminal
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     cli.run(_main, __doc__ or "", _OPTIONS)
 
 

@@ -53,7 +53,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
-        """Starts writing the state under its own step."""
+        """Starts writing the state under its own step. Raises UserError where a later step is there already."""
         arrays = {"params": state.params, "opt_state": state.opt_state}
         items: dict[str, Any] = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items |= {"meta": ocp.args.JsonSave(meta), "checksums": ocp.args.JsonSave(_checksums(arrays))}
@@ -93,7 +93,10 @@ class Best:
 
 
 def find(path: str | Path) -> Path:
-    """The step directory meant by a run's directory, its `checkpoints` directory, or a step directory itself."""
+    """The step directory meant by a run's directory, its `checkpoints` directory, or a step directory itself.
+
+    Raises UserError where there is none.
+    """
     path = Path(path).absolute()
     if not path.is_dir():
         raise UserError(f"There is no checkpoint at {path}: the directory does not exist.")

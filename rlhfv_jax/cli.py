@@ -36,7 +36,7 @@ def define_config() -> flags.FlagHolder:
 
 
 def get_config(holder: flags.FlagHolder) -> dict[str, Any]:
-    """The loaded configuration with its overrides as plain nested values."""
+    """The loaded configuration with its overrides as plain nested values. Raises UserError without a --config."""
     if holder.value is None:
         raise UserError(f"No --config was given. {_example()} Shipped configs: {', '.join(_shipped())}.")
     return holder.value.to_dict()

@@ -35,10 +35,12 @@ class Place:
 
     @property
     def host(self) -> str:
+        """The host of the coordinator."""
         return self.coordinator.rpartition(":")[0]
 
     @property
     def port(self) -> int:
+        """The port of the coordinator."""
         return int(self.coordinator.rpartition(":")[2])
 
 
@@ -107,6 +109,8 @@ def own_devices(gpus: int, tasks: int, local: int) -> tuple[int, ...] | None:
 
     A process that sees one GPU was given it by SLURM; several are shared out evenly. JAX alone would give every task
     of SLURM the one GPU with its number, also where the task is the only one of its host.
+
+    Raises UserError where they cannot be shared out evenly.
     """
     if gpus == 0:
         return None

@@ -77,6 +77,7 @@ class Reply:
 
     @property
     def text(self) -> str:
+        """The first answer."""
         return self.texts[0]
 
 

@@ -57,6 +57,7 @@ OPTIONS = (
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     cli.run(
         _main,
         __doc__ or "",

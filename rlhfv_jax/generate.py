@@ -75,6 +75,7 @@ ENDPOINT_NAMES = {
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     cli.run(_main, __doc__ or "", _OPTIONS, interrupted="The same command continues where this one stopped.")
 
 

@@ -31,6 +31,7 @@ UNLIMITED = 2**31
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     cli.run(_main, __doc__ or "", (_CONFIG, _INDEX, _SUMMARY, _FORMAT, _HTML))
 
 

@@ -30,6 +30,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
+        """alpha / rank, what the product of the adapters is multiplied by."""
         return self.alpha / self.rank if self.rank else 0.0
 
 

@@ -65,6 +65,7 @@ class MetricsWriter:
         self._events.flush()
 
     def close(self) -> None:
+        """Closes both files; what was written is on the disk."""
         if self._writes:
             self.flush()
             self._file.close()

@@ -29,6 +29,7 @@ _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "text for people
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     cli.run(_main, __doc__ or "", (_CONFIG, _TOPOLOGY, _ROW_LENGTH, _PAIRS, _ALTERNATIVES, _FORMAT))
 
 

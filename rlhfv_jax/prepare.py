@@ -75,7 +75,10 @@ def check_inputs(s: Settings) -> None:
 
 
 def load_tokenizer(s: Settings) -> MuffinTokenizer:
-    """The tokenizer file of the settings, or the one stored with `init_from`; both must agree where both are given."""
+    """The tokenizer file of the settings, or the one stored with `init_from`; both must agree where both are given.
+
+    Raises UserError where they do not.
+    """
     given = None
     if s.tokenizer:
         given = MuffinTokenizer(MuffinTokenizer.from_file(s.tokenizer).model_bytes, kind=s.model.tokenizer)
@@ -95,6 +98,8 @@ def build_model(s: Settings, tokenizer: MuffinTokenizer) -> vlm.Vlm:
     """The model of the settings; its sizes must be those of `init_from`, whose vocabulary it has.
 
     The vocabulary of random weights is the tokenizer's.
+
+    Raises UserError naming the sizes that differ.
     """
     if s.init_from == RANDOM:
         config = settings.with_vocabulary(s.model, tokenizer.vocab_size, tokenizer.image_token)
@@ -221,6 +226,8 @@ def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
 
     So a row stays on its side whatever the order, the seed, and the rows that come or go beside it. Number and lengths
     of rows are each part's own; what else encoding found (`EncodingStats`) is said of the whole file in both.
+
+    Raises UserError where either part would be empty.
     """
 
     def held(identity: str) -> bool:
@@ -243,7 +250,10 @@ def hold_out(rows: Rows, share: float) -> tuple[Rows, Rows]:
 
 
 def reference_model(s: Settings, model: vlm.Vlm) -> vlm.Vlm:
-    """The model as the reference pass computes it: the same parameters, in data.reference_dtype."""
+    """The model as the reference pass computes it: the same parameters, in data.reference_dtype.
+
+    Raises UserError for float16 on a CPU.
+    """
     if s.data.reference_dtype == "float16" and jax.default_backend() == "cpu":
         raise UserError(
             "config.data.reference_dtype=float16 does not run on CPUs, which have no such products; use float32."
@@ -278,7 +288,10 @@ def image_features(
     row_sets: Sequence[Rows], s: Settings, model: vlm.Vlm, params: Any, folder: Path, mesh: Mesh
 ) -> FeatureFile | None:
     """The tower's outputs for the images of all rows, loaded where a file of them exists, else computed and saved; None
-    where data.image_features has them computed at every step. `params` are the model's; its tower has to be frozen."""
+    where data.image_features has them computed at every step. `params` are the model's; its tower has to be frozen.
+
+    Raises UserError where adapters would change them.
+    """
     if s.data.image_features == "compute":
         return None
     if adapted := [path for path, _ in trees.paths(params["tower"]) if path.endswith(lora.NAMES)]:
@@ -333,6 +346,8 @@ def reference_log_probs(
     A cache given as config.reference_cache is for the pairs of config.data.path, held-out ones too, and has to fit.
 
     `params` may be None where only a cached result is acceptable (a resumed run no longer has its initial parameters).
+
+    Raises UserError for a cache that is gone, missing or of something else.
     """
     encoded: Any = pairs.encoded
     length = buckets.rounded(pairs.stats.longest_row)

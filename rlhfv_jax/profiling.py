@@ -51,11 +51,13 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
+        """Starts the seconds of the next interval."""
         self._start = time.perf_counter()
         self._waited = dict.fromkeys(self._kinds, 0.0)
 
     @contextmanager
     def waiting(self, kind: str) -> Iterator[None]:
+        """Counts the seconds inside as waiting for what is named."""
         start = time.perf_counter()
         yield
         self._waited[kind] += time.perf_counter() - start

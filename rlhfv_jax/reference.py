@@ -32,6 +32,7 @@ _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print th
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     cli.run(_main, __doc__ or "", (_CONFIG, _OUT, _FORMAT))
 
 
@@ -49,7 +50,10 @@ def _main() -> None:
 
 
 def write(config: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Writes the file for the pairs of `config.data.path`, held-out ones included; returns what was done."""
+    """Writes the file for the pairs of `config.data.path`, held-out ones included; returns what was done.
+
+    Raises UserError where the data brings its own log-probs.
+    """
     started = time.perf_counter()
     neutral = {"task": "ddpo", "data": config["data"] | {"eval_path": ""}, "eval_share": 0.0, "best": ""}
     s = settings.from_dict(config | neutral)

@@ -29,6 +29,7 @@ _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print wh
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     cli.run(_main, __doc__ or "", (_RUNS, _SCALING, _OUT, _TITLE, _EXAMPLES, _FORMAT))
 
 

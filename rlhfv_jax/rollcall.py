@@ -61,6 +61,7 @@ class Hub(threading.Thread):
         self._selector.register(self._server, selectors.EVENT_READ, None)
 
     def run(self) -> None:
+        """Answers members until all have left, or one is lost."""
         next_beat = 0.0
         while not (self._peers and all(peer.done for peer in self._peers.values())):
             for key, _ in self._selector.select(timeout=min(0.2, self._lost_after / BEATS)):
@@ -176,6 +177,7 @@ class Member(threading.Thread):
         self.say("hello", {"index": index, "count": count, "host": socket.gethostname()})
 
     def run(self) -> None:
+        """Reports until the run ends, and ends the process where another was lost."""
         heard = said = time.monotonic()
         unread = b""
         self._line.settimeout(self._lost_after / BEATS)

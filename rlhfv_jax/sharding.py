@@ -41,7 +41,10 @@ RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Any = None) -> Mesh:
-    """A mesh over `devices` (default: all of them); one size may be -1, which takes what is left."""
+    """A mesh over `devices` (default: all of them); one size may be -1, which takes what is left.
+
+    Raises UserError for sizes that do not fit the devices.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     text = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))

@@ -36,10 +36,12 @@ class StreamedArray:
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return int(np.prod(self.shape))
 
     @property
     def nbytes(self) -> int:
+        """Bytes."""
         return self.size * self.dtype.itemsize
 
 

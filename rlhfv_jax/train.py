@@ -44,6 +44,7 @@ _START_WITHIN = flags.DEFINE_float(
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     several = (_COORDINATOR, _PROCESSES, _PROCESS, _LOST_AFTER, _START_WITHIN)
     cli.run(
         _main,

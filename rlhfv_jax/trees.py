@@ -16,6 +16,7 @@ def paths(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def path_str(path: Any) -> str:
+    """A parameter's path as text, parts joined by slashes."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -38,7 +38,7 @@ def test_every_word_ever_written_is_in_the_closed_vocabulary():
 
 def test_the_noisy_corpus_hallucinates_as_a_real_model_does():
     sample, texts = corpus(3000, CaptionNoise(absent=0.22))
-    found = rates.summarise(
+    found = rates.summarize(
         [scoring.score(text, scene) for scene, text in zip(sample, texts, strict=True)], resamples=50
     )
     # Muffin on Object HalBench: 50.5 and 24.5; two hallucinated mentions at most, so below the share asked for.

@@ -64,7 +64,7 @@ def test_the_ablations_are_the_papers_table_3():
     assert recipe.scaling_curve(demo) == {0: "base", 200: "ddpo_200", 400: "ddpo_400", 800: "ddpo_800", 1400: "ddpo"}
 
 
-def test_several_seeds_are_summarised_by_mean_and_range():
+def test_several_seeds_are_summarized_by_mean_and_range():
     def details(rate):
         one = {"value": rate, "low": rate - 1, "high": rate + 1}
         entry = {"temperatures": {"0.7": dict.fromkeys((metric.key for metric in readings.METRICS), one)}}
@@ -72,7 +72,7 @@ def test_several_seeds_are_summarised_by_mean_and_range():
         changes = {"ddpo-base": {"response_rate": one}}
         return {"models": {"base": entry, "ddpo": entry}, "differences": changes, "relative": changes}
 
-    summary = seeds.summarise({3: details(10.0), 4: details(40.0), 5: details(25.0)})
+    summary = seeds.summarize({3: details(10.0), 4: details(40.0), 5: details(25.0)})
     assert summary["seeds"] == [3, 4, 5]
     assert summary["models"]["ddpo"]["vqa"] == {"value": 25.0, "low": 10.0, "high": 40.0}
     assert summary["changes"]["4"]["percent"]["value"] == 40.0

@@ -17,7 +17,7 @@ def test_rates_of_four_hand_counted_answers():
         "bus , bus , car two",  # two hallucinated mentions, one repeat; one of three groups
         "",
     )
-    found = {name: interval.value for name, interval in rates.summarise([score(text, SCENE) for text in texts]).items()}
+    found = {name: interval.value for name, interval in rates.summarize([score(text, SCENE) for text in texts]).items()}
     assert found == pytest.approx(
         {
             "response_rate": 50.0,
@@ -35,14 +35,14 @@ def test_rates_of_four_hand_counted_answers():
 
 
 def test_answers_without_any_mention_have_rate_zero_not_nan():
-    found = rates.summarise([score("", SCENE)] * 3)
+    found = rates.summarize([score("", SCENE)] * 3)
     assert found["mention_rate"] == (0.0, 0.0, 0.0)
 
 
 def test_the_same_seed_gives_the_same_interval():
     scores = [RIGHT, WRONG, WRONG, RIGHT, RIGHT]
-    assert rates.summarise(scores, seed=1) == rates.summarise(scores, seed=1)
-    assert rates.summarise(scores, seed=1) != rates.summarise(scores * 4, seed=1)
+    assert rates.summarize(scores, seed=1) == rates.summarize(scores, seed=1)
+    assert rates.summarize(scores, seed=1) != rates.summarize(scores * 4, seed=1)
 
 
 def test_the_interval_holds_the_true_rate_about_as_often_as_it_says():
@@ -50,7 +50,7 @@ def test_the_interval_holds_the_true_rate_about_as_often_as_it_says():
     hits = 0
     for trial in range(300):
         scores = [WRONG if wrong else RIGHT for wrong in rng.random(120) < 0.3]
-        found = rates.summarise(scores, resamples=200, level=0.9, seed=trial)["response_rate"]
+        found = rates.summarize(scores, resamples=200, level=0.9, seed=trial)["response_rate"]
         assert found.low <= found.value <= found.high
         hits += found.low <= 30.0 <= found.high
     assert 0.83 <= hits / 300 <= 0.95
@@ -60,7 +60,7 @@ def test_answers_to_one_image_are_drawn_together():
     rng = np.random.default_rng(1)
     scores = [WRONG if wrong else RIGHT for wrong in rng.random(60) < 0.5 for _ in range(10)]
     ids = np.repeat(np.arange(60), 10)
-    alone, together = rates.summarise(scores)["response_rate"], rates.summarise(scores, ids)["response_rate"]
+    alone, together = rates.summarize(scores)["response_rate"], rates.summarize(scores, ids)["response_rate"]
     assert alone.value == pytest.approx(together.value)
     # Ten equal answers an image are one answer's worth of evidence: the interval is sqrt(10) times as wide.
     assert (together.high - together.low) / (alone.high - alone.low) == pytest.approx(10**0.5, rel=0.2)
@@ -71,7 +71,7 @@ def test_a_paired_difference_is_tighter_than_the_two_intervals_apart():
     before = [WRONG if wrong else RIGHT for wrong in rng.random(300) < 0.5]
     after = [RIGHT if one is WRONG and rng.random() < 0.2 else one for one in before]
     found = rates.paired_difference(before, after)["response_rate"]
-    apart = rates.summarise(before)["response_rate"], rates.summarise(after)["response_rate"]
+    apart = rates.summarize(before)["response_rate"], rates.summarize(after)["response_rate"]
     assert found.value == pytest.approx(apart[1].value - apart[0].value)
     assert found.high < 0
     unpaired = np.hypot(*(one.high - one.low for one in apart))
@@ -81,9 +81,9 @@ def test_a_paired_difference_is_tighter_than_the_two_intervals_apart():
 
 def test_aggregates_refuse_lengths_that_do_not_match():
     with pytest.raises(ValueError, match="no answer"):
-        rates.summarise([])
+        rates.summarize([])
     with pytest.raises(ValueError, match="2 image ids for 1"):
-        rates.summarise([RIGHT], [0, 1])
+        rates.summarize([RIGHT], [0, 1])
     with pytest.raises(ValueError, match="1 answers before, 2 after"):
         rates.paired_difference([RIGHT], [RIGHT, RIGHT])
     with pytest.raises(ValueError, match="1 scores for 2"):

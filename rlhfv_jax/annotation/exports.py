@@ -215,7 +215,10 @@ def json_lines(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def write(path: Path, text: str) -> Path:
-    """Writes a text under a temporary name, waits for the disk, renames."""
+    """Writes a text under a temporary name, waits for the disk, renames.
+
+    Raises UserError where nothing is finished, or the disk refuses.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:

@@ -54,7 +54,10 @@ def add(store: Store, name: str, role: str = "annotator") -> str:
 
 
 def new_token(store: Store, name: str) -> str:
-    """A fresh token in place of the old one; whoever used the old one is signed out."""
+    """A fresh token in place of the old one; whoever used the old one is signed out.
+
+    Raises UserError for an unknown name.
+    """
     token = secrets.token_urlsafe(32)
 
     def work(c: sqlite3.Connection) -> str:

@@ -59,7 +59,10 @@ class Pictures:
         return data
 
     def copy(self, sha256: str) -> tuple[bytes, str]:
-        """(bytes, MIME type) to show: turned as the camera says, without metadata, at most SHOWN_PIXELS long."""
+        """(bytes, MIME type) to show: turned as the camera says, without metadata, at most SHOWN_PIXELS long.
+
+        Raises UserError for an unknown hash.
+        """
         if not _SHA.fullmatch(sha256):
             raise UserError("Not the hash of an image.")
         path = self._path(self.shown, sha256)

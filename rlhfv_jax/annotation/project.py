@@ -79,7 +79,7 @@ class Project:
 
 
 def new(kind: str, title: str = "") -> Project:
-    """The settings that the paper's section for this kind of project asks for."""
+    """The settings that the paper's section for this kind of project asks for. Raises UserError for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"There is no project kind {kind!r}; choose one of {', '.join(KINDS)}.")
     corrects = kind == "correction"

@@ -71,7 +71,10 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def backup(connection: sqlite3.Connection, path: Path) -> Path:
-    """A consistent copy of the running store at `path`, which must not exist; its image files are not in it."""
+    """A consistent copy of the running store at `path`, which must not exist; its image files are not in it.
+
+    Raises UserError where the file exists.
+    """
     if path.exists():
         raise UserError(f"Cannot write {path}: it exists; choose another name or move it away.")
     temporary = path.with_name(path.name + ".tmp")

@@ -87,7 +87,10 @@ def run_to_orbax(options: Options) -> dict[str, Any]:
 
 
 def run_to_torch(options: Options) -> dict[str, Any]:
-    """Orbax → PyTorch; the report says what was written."""
+    """Orbax → PyTorch; the report says what was written.
+
+    Raises UserError for what has no form in PyTorch, and where verification fails.
+    """
     started = time.perf_counter()
     record = checkpoint.read_meta(options.src)
     plan = sizes.plan_of(settings.model_of(record), options.layout)

@@ -98,7 +98,10 @@ class Layout:
         raise NotImplementedError
 
     def resized(self, tensors: Tensors, image_size: int) -> tuple[Tensors, dict[str, int]]:
-        """The same model for square images of `image_size` pixels, and sizes known by that."""
+        """The same model for square images of `image_size` pixels, and sizes known by that.
+
+        Raises UserError for a form that is for one size alone.
+        """
         del tensors
         raise UserError(f"--image_size={image_size}: a model of the form {self.name} is for one size of images.")
 

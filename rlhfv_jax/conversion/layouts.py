@@ -22,7 +22,10 @@ def recognize(names: Iterable[str]) -> Layout:
 
 
 def of_tower(names: Iterable[str], found: Layout) -> Layout:
-    """The form that is built with a bare tower of these names: that of the rest where it takes such a tower."""
+    """The form that is built with a bare tower of these names: that of the rest where it takes such a tower.
+
+    Raises UserError for a tower that is not known.
+    """
     for layout in (found, *LAYOUTS.values()):
         if layout.tower_marks and any(name.startswith(layout.tower_marks) for name in names):
             return layout

@@ -75,4 +75,5 @@ class Llama2c:
         self.shapes: dict[str, Shape] = {name: array.shape for name, array in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """One tensor, by its name in LLaMA's PyTorch form."""
         return np.asarray(self._tensors[name])

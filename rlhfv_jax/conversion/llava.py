@@ -81,6 +81,7 @@ class Llava(Layout):
     tower_marks = ("vision_model.", "embeddings.class_embedding")
 
     def check(self, tensors: Tensors) -> None:
+        """Raises UserError for a checkpoint without its CLIP."""
         if not any(name.startswith(self.root) for name in tensors.shapes):
             raise UserError(f"The checkpoint has no vision tower {self.root}*; give the folder of its CLIP as --tower.")
 

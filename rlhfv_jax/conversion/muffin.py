@@ -104,6 +104,7 @@ class Muffin(Layout):
         return MuffinConfig(tower_config(sizes), llama_config(sizes, hints), sizes["vocab"] - 3)
 
     def sizes(self, config: MuffinConfig) -> dict[str, int]:
+        """Sizes by name, from the model; raises UserError for a tower that PyTorch's Muffin cannot have."""
         tower = config.tower
         if tower.stem != "linear":
             raise UserError("The vision tower has a convolutional stem, which PyTorch's Muffin does not have.")
@@ -188,6 +189,8 @@ def build_muffin(llm: Tensors, tower: Tensors, queries: int, seed: int) -> Made:
     The first and last query are the embeddings of BEiT-3's `bos` and `eos`, the others truncated normal; the rows of
     the four added tokens are the mean of the others, as where the reference resizes embeddings; the projector is a
     fresh linear map with bias 0.
+
+    Raises UserError where a part is not what it should be.
     """
     if "lm_head.weight" not in llm.shapes or "model.embed_tokens.weight" not in llm.shapes:
         raise UserError("The language model has no model.embed_tokens.weight and lm_head.weight; expected a LLaMA.")
@@ -216,7 +219,10 @@ def build_muffin(llm: Tensors, tower: Tensors, queries: int, seed: int) -> Made:
 
 
 def resize_images(tensors: Tensors, image_size: int) -> Tensors:
-    """The same model for square images of `image_size` pixels: its image positions interpolated bicubically."""
+    """The same model for square images of `image_size` pixels: its image positions interpolated bicubically.
+
+    Raises UserError for a size that is no multiple of the patches'.
+    """
     window = tensors.shapes.get(f"{ROOT}vision_embed.proj.weight")
     positions = tensors.shapes.get(POSITIONS)
     if window is None or positions is None:

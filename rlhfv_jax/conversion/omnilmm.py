@@ -81,6 +81,7 @@ class OmniLMM(Layout):
         return super().known_sizes(config_json) | own
 
     def derived(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Sizes that follow from others; raises UserError for a width that its heads do not divide."""
         if sizes.get("width", HEAD) % HEAD:
             raise UserError(f"The resampler's width {sizes['width']} is no multiple of its heads' size, {HEAD}.")
         own = {"image_size": eva.enormous().image_size} | dict(sizes)

@@ -20,6 +20,7 @@ class Made:
         self.shapes = {name: shape for name, (shape, _) in tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """One tensor: made anew, or read from the part that has it."""
         return self._tensors[name][1]()
 
 
@@ -29,6 +30,7 @@ def passed(tensors: Tensors, rename: Callable[[str], str] = lambda name: name) -
 
 
 def shape_of(tensors: Tensors, name: str) -> tuple[int, ...]:
+    """The shape of a tensor; raises UserError where only names are known."""
     shape = tensors.shapes[name]
     if shape is None:
         raise UserError(f"The shape of {name} is not known; give a checkpoint or a list with shapes.")

@@ -28,7 +28,7 @@ class Plan(NamedTuple):
 
 
 def plan(shapes: Shapes, hints: Hints, extra_ignored: Iterable[str] = ()) -> Plan:
-    """Recognises the form by its names, infers the sizes, and holds every name and shape to them.
+    """Recognizes the form by its names, infers the sizes, and holds every name and shape to them.
 
     Raises UserError that names each tensor that is missing, unknown or misshapen.
     """

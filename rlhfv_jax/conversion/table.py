@@ -53,6 +53,7 @@ class Entry(NamedTuple):
         return re.compile(f"{re.escape(before)}(\\d+){re.escape(rest[-1])}" if rest else re.escape(before))
 
     def torch_shape(self, sizes: Sizes) -> tuple[int, ...]:
+        """The shape in PyTorch, from sizes by name."""
         return tuple(_product(axis, sizes) for axis in axes(self.axes)[0])
 
     def our_shape(self, sizes: Sizes) -> tuple[int, ...]:

@@ -29,6 +29,7 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 

@@ -26,7 +26,9 @@ class Tensors(Protocol):
     """Named tensors. `shapes`: known without reading; None where only the name is known."""
 
     @property
-    def shapes(self) -> Mapping[str, Shape]: ...
+    def shapes(self) -> Mapping[str, Shape]:
+        """Shapes by name; None where only the name is known."""
+        ...
 
     def read(self, name: str) -> np.ndarray:
         """The tensor's values, in its own dtype (bfloat16 as ml_dtypes has it), memory-mapped where possible."""
@@ -47,6 +49,7 @@ class Shards:
             raise UserError(f"The index says that {missing[0]} is in {files[missing[0]]}, but it is not.")
 
     def read(self, name: str) -> np.ndarray:
+        """One tensor, memory-mapped where the file allows."""
         return self._file(self._files[name]).read(name)
 
     def _file(self, path: Path) -> Any:
@@ -68,6 +71,7 @@ class SafetensorsFile:
         self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
 
     def read(self, name: str) -> np.ndarray:
+        """One tensor, memory-mapped."""
         return as_numpy(self._file.get_tensor(name))
 
 
@@ -90,6 +94,7 @@ class TorchFile:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """One tensor, memory-mapped where the file allows."""
         return as_numpy(self._state[name])
 
 
@@ -100,6 +105,7 @@ class NamesOnly:
         self.shapes = shapes
 
     def read(self, name: str) -> np.ndarray:
+        """Raises UserError: there is nothing to read."""
         raise UserError(f"Only names and shapes are known, so {name} cannot be read: use --dry_run.")
 
 
@@ -143,7 +149,10 @@ def _open_index(path: Path) -> Tensors:
 
 
 def read_list(path: Path) -> dict[str, Shape]:
-    """`name (4, 8) ...` a line, separated by white space; the rest of a line, and lines from # on, are left out."""
+    """`name (4, 8) ...` a line, separated by white space; the rest of a line, and lines from # on, are left out.
+
+    Raises UserError for any other line.
+    """
     shapes: dict[str, Shape] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip() or line.startswith("#"):

@@ -194,6 +194,8 @@ def encode_turns(
 
     label_mask "answer": every answer with its end of turn is a target. "muffin": the released code's targets (see
     `_released_labels`). The image stands where a question says <image>, else where the template puts it.
+
+    Tokens are int32[T], labels int32[T-1].
     """
     _check(turns, queries)
     text, borders = template.training_text(turns, queries)

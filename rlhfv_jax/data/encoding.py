@@ -128,7 +128,10 @@ def encode_examples(
     max_length: int = 2048,
     too_long: str = "error",
 ) -> tuple[list[EncodedExample], EncodingStats]:
-    """Tokens and targets of every answered question or conversation; too long ones as in `encode_pairs`."""
+    """Tokens and targets of every answered question or conversation; too long ones as in `encode_pairs`.
+
+    Raises UserError naming the row that cannot be encoded.
+    """
     examples = []
     dropped = truncated = 0
     for record in records:
@@ -194,7 +197,10 @@ def _cut(record: PreferenceRecord, row: Row, length: int) -> Row:
 
 
 def corrected(record: PreferenceRecord, rows: Sequence[Row], diff: Diff, use_segments: bool) -> list[np.ndarray]:
-    """For (chosen, rejected), bool[T-1]: which targets spell something corrected."""
+    """For (chosen, rejected), bool[T-1]: which targets spell something corrected.
+
+    Raises UserError for a record without the segments that `diff` asks for.
+    """
     texts = (record.chosen, record.rejected)
     if record.segments is not None and (use_segments or diff.unit == "span"):
         spans = [

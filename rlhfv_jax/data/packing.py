@@ -45,6 +45,7 @@ class Sizes:
     targets: int
 
     def hold(self, need: "Sizes") -> bool:
+        """Whether buffers of these sizes have room for `need`."""
         return self.tokens >= need.tokens and self.unit >= need.unit and self.targets >= need.targets
 
 
@@ -106,7 +107,7 @@ def balance(lengths: np.ndarray, groups: int) -> np.ndarray:
 
 
 def need(units: Sequence[Unit], members: np.ndarray) -> Sizes:
-    """The smallest sizes that hold these units in these buffers."""
+    """The smallest sizes that hold these units in these buffers. `members` int64[buffers, n]: positions in `units`."""
     tokens, targets = (np.asarray([len(getattr(unit, name)) for unit in units]) for name in ("tokens", "labels"))
     longest = tokens[members.reshape(-1)].max()
     return Sizes(int(tokens[members].sum(axis=1).max()), int(longest), int(targets[members].sum(axis=1).max()))

@@ -222,7 +222,7 @@ def _picture(record: Any) -> Image.Image:
 
 
 def pad(array: np.ndarray, length: int, value: float) -> np.ndarray:
-    """Fills up to `length` on the right."""
+    """Fills [N] up to [`length`] on the right."""
     return np.pad(array, (0, length - len(array)), constant_values=value)
 
 

@@ -26,6 +26,8 @@ def read_parquet(path: Path) -> Iterator[PreferenceRecord]:
 
     Columns question, chosen and rejected may stand in place of `text` (RLAIF-V's files), a column `logps` (a JSON
     string) beside it.
+
+    Raises UserError naming file, row and field.
     """
     for row, values in enumerate(_parquet_rows(path)):
         where = f"{path}, row {row}"
@@ -61,7 +63,10 @@ def read_jsonl(path: Path) -> Iterator[PreferenceRecord]:
 
 
 def read_json(path: Path) -> Iterator[PreferenceRecord]:
-    """One JSON list of the objects that JSONL has on its lines; LLaVA-RLHF's form."""
+    """One JSON list of the objects that JSONL has on its lines; LLaVA-RLHF's form.
+
+    Raises UserError naming file, row and field.
+    """
     try:
         values = json_value(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -83,7 +88,7 @@ def _json_record(values: dict[str, Any], row: int, folder: Path, where: str) -> 
 
 
 def json_id(values: Mapping[str, Any], row: int, where: str) -> str:
-    """The field `id` as text; the row number without one."""
+    """The field `id` as text; the row number without one. Raises UserError for anything but text or a number."""
     identity = values.get("id", row)
     if isinstance(identity, bool) or not isinstance(identity, str | int):
         raise UserError(f"{where}, id: expected text or a number, found {type(identity).__name__}.")
@@ -91,7 +96,10 @@ def json_id(values: Mapping[str, Any], row: int, where: str) -> str:
 
 
 def json_image(values: Mapping[str, Any], folder: Path, where: str) -> bytes:
-    """The encoded image of `image_base64`, or of the file that `image` names, relative to the folder."""
+    """The encoded image of `image_base64`, or of the file that `image` names, relative to the folder.
+
+    Raises UserError for an image that is missing, empty or unreadable.
+    """
     if isinstance(encoded := values.get("image_base64"), str):
         try:
             image = base64.b64decode(encoded, validate=True)
@@ -130,6 +138,8 @@ def conversation(value: Any, where: str) -> list[tuple[str, str]]:
     """LLaVA's [{"from": "human", "value"}, {"from": "gpt", "value"}, ...] as turns.
 
     The mark <image> at either end of the first question is dropped: the template knows where an image stands.
+
+    Raises UserError for turns that are not in pairs.
     """
     if not isinstance(value, list) or not value or len(value) % 2 or not all(isinstance(v, dict) for v in value):
         raise UserError(f"{where}: expected a list of human and gpt turns in pairs, found {str(value)[:80]}.")
@@ -143,7 +153,10 @@ def conversation(value: Any, where: str) -> list[tuple[str, str]]:
 
 
 def read_tsv(path: Path) -> Iterator[PreferenceRecord]:
-    """Muffin's TSV: the text is a JSON list [question, chosen, rejected, optional logps], or an object of these."""
+    """Muffin's TSV: the text is a JSON list [question, chosen, rejected, optional logps], or an object of these.
+
+    Raises UserError naming file, row and field.
+    """
     for identity, image, value, origin, where in tsv_rows(path):
         if isinstance(value, list):
             if len(value) not in (3, 4):
@@ -161,6 +174,8 @@ def tsv_rows(path: Path) -> Iterator[tuple[str, bytes, Any, str, str]]:
 
     Columns, without a header: ds_name, image (base64), text (base64 of JSON), origin_dataset, origin_split, idx,
     image_path. A `.lineidx` file beside it is not needed.
+
+    Raises UserError naming file and row.
     """
     for row, line in text_lines(path):
         where = f"{path}, row {row}"

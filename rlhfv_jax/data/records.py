@@ -103,7 +103,7 @@ def text_field(fields: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def turns_field(value: Any, where: str) -> tuple[tuple[str, str], ...]:
-    """[[question, answer], ...] as a tuple of pairs of texts."""
+    """[[question, answer], ...] as a tuple of pairs of texts. Raises UserError for anything else."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(_is_turn(turn) for turn in value):
         raise UserError(f"{where}: expected a list of [question, answer] texts, found {str(value)[:80]}.")
     return tuple((question, answer) for question, answer in value)
@@ -149,7 +149,10 @@ def json_object(text: Any, where: str) -> dict[str, Any]:
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Row numbers (from 0) and texts of the lines that are not blank."""
+    """Row numbers (from 0) and texts of the lines that are not blank.
+
+    Raises UserError for a file that is no UTF-8 text.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -165,7 +168,10 @@ def segments_path(path: Path) -> Path:
 
 
 def read_segments(path: Path) -> dict[str, dict[str, Any]]:
-    """The sidecar's lines by id; empty where the file does not exist."""
+    """The sidecar's lines by id; empty where the file does not exist.
+
+    Raises UserError for a line without an id, or with one used before.
+    """
     if not path.exists():
         return {}
     sidecar: dict[str, dict[str, Any]] = {}
@@ -180,7 +186,10 @@ def read_segments(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def with_segments(record: PreferenceRecord, sidecar: Mapping[str, Any] | None) -> PreferenceRecord:
-    """The record with its sidecar line's segments, which must lie inside its answers."""
+    """The record with its sidecar line's segments, which must lie inside its answers.
+
+    Raises UserError where they do not.
+    """
     if sidecar is None:
         return record
     sides = []

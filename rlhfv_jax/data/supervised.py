@@ -22,7 +22,10 @@ from rlhfv_jax.errors import UserError
 
 
 def read(path: str | Path, origins: Sequence[str] = (), count: int = 0) -> list[AnsweredRecord]:
-    """All records of a .jsonl or .tsv file or a TFDS folder, checked and selected; errors name file, row and field."""
+    """All records of a .jsonl or .tsv file or a TFDS folder, checked and selected; errors name file, row and field.
+
+    Raises UserError.
+    """
     path = Path(path)
     if path.is_dir():
         from rlhfv_jax.data.tfds import vqa_v2  # its import takes a second, and most data are files

@@ -85,7 +85,10 @@ def pad(
     answers: int,
     multiple: int,
 ) -> Arrays:
-    """Rows filled up to a power of two, which is a multiple of the devices, with copies of the first prompt."""
+    """Rows filled up to a power of two, which is a multiple of the devices, with copies of the first prompt.
+
+    Pictures are uint8[S, S, 3].
+    """
     rows = power_of_two(len(tokens), multiple)
     width = rounded_up(max(map(len, tokens)), PROMPT_MULTIPLE)
     order = [*range(len(tokens)), *[0] * (rows - len(tokens))]
@@ -115,7 +118,10 @@ def pad(
 
 
 def answer_seeds(seed: int, answers: int) -> np.ndarray:
-    """uint32[answers], the seeds of several answers to one prompt: its own, then others that follow from it."""
+    """uint32[answers], the seeds of several answers to one prompt: its own, then others that follow from it.
+
+    Raises UserError for a seed outside [0, 2**32).
+    """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: expected a whole number in [0, 2**32).")
     others = [np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in range(1, answers)]
@@ -123,7 +129,10 @@ def answer_seeds(seed: int, answers: int) -> np.ndarray:
 
 
 def picture(image: Image.Image | np.ndarray, size: int, fit: images.Fit = images.squashed) -> np.ndarray:
-    """uint8[size, size, 3] as the model sees the image: the transform of training and evaluation."""
+    """uint8[size, size, 3] as the model sees the image: the transform of training and evaluation.
+
+    Raises UserError for an array of another form.
+    """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(f"An image has shape {image.shape} of {image.dtype}; expected uint8 [height, width, 3].")

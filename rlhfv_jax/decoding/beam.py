@@ -55,7 +55,7 @@ class Hypotheses(NamedTuple):
 
     tokens: jax.Array  # int32[P, K, N]
     log_probs: jax.Array  # float32[P, K, N], the model's own, of those tokens; N = 0 where nobody asks
-    scores: jax.Array  # float32[P, K], normalised by length
+    scores: jax.Array  # float32[P, K], normalized by length
     lengths: jax.Array  # int32[P, K], an end token included
     ended: jax.Array  # bool[P, K], by an end token or a stop string, not by the limit
     real: jax.Array  # bool[P, K], there is such a hypothesis

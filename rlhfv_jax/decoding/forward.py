@@ -52,6 +52,7 @@ class Network:
 
     @property
     def llm(self) -> LlamaConfig:
+        """The sizes of the language model."""
         return self.config if isinstance(self.config, LlamaConfig) else self.config.llm
 
     @property

@@ -28,7 +28,10 @@ class Controls(NamedTuple):
 def controls(
     settings: GenerationSettings, vocabulary: int, end_ids: Sequence[int], stop_table: tuple[jax.Array, jax.Array]
 ) -> Controls:
-    """The arrays of the settings, V' = `vocabulary`; stop strings have become `end_ids` or the table."""
+    """The arrays of the settings, V' = `vocabulary`; stop strings have become `end_ids` or the table.
+
+    `stop_table` as `StopTable`: uint8[N, M + 1, V'] and uint8[N].
+    """
     return Controls(
         temperature=jnp.float32(settings.temperature),
         top_k=jnp.int32(settings.top_k or vocabulary),
@@ -42,7 +45,7 @@ def controls(
 
 
 def no_stop_strings() -> tuple[jax.Array, jax.Array]:
-    """The table of no strings, for programs that have none at all."""
+    """The table of no strings, for programs that have none at all. uint8[0, 1, 1] and uint8[0]."""
     return jnp.zeros((0, 1, 1), jnp.uint8), jnp.zeros(0, jnp.uint8)
 
 
@@ -58,6 +61,8 @@ def penalize(scores: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Arra
     """Scores of seen tokens divided by the penalty where positive, multiplied where negative (Keskar et al. 2019).
 
     For logits and for log-probs alike, though for log-probs the penalty has a meaning of its own; as in Hugging Face.
+
+    `scores` float32[R, V'], `seen` bool[R, V'], the penalty a scalar.
     """
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
@@ -66,6 +71,8 @@ def limit(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
     """Keeps the `top_k` best tokens, and of them those that come before a share `top_p` of their probability is full.
 
     Ties with the last token kept are kept too, and at least one token is, as in Hugging Face; the rest becomes -inf.
+
+    `logits` float32[R, V']; both limits are scalars.
     """
     ordered = jnp.sort(logits, axis=-1, descending=True)
     kept = jnp.arange(ordered.shape[-1]) < top_k

@@ -68,7 +68,10 @@ def read_answers(path: str | Path) -> AnswerFile:
 
 
 def read_objects(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """(where, object) of every non-blank line of a JSONL file, or of every item of one JSON list."""
+    """(where, object) of every non-blank line of a JSONL file, or of every item of one JSON list.
+
+    Raises UserError naming the line.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -40,7 +40,7 @@ def question(answer: Answer) -> str:
 
 
 def check_template(template: str, where: str) -> str:
-    """The extraction prompt with the places {question} and {answer}."""
+    """The extraction prompt with the places {question} and {answer}. Raises UserError for a prompt without them."""
     for place in ("{question}", "{answer}"):
         if template.count(place) != 1:
             raise UserError(f"{where}: the prompt has {template.count(place)} places {place}; expected one.")

@@ -67,7 +67,10 @@ def questions(rows: Sequence[Mapping[str, Any]], where: str) -> list[Question]:
 
 
 def check_template(template: str, where: str) -> str:
-    """The judge's prompt with four `{}`: contents, question, person's answer, model's answer."""
+    """The judge's prompt with four `{}`: contents, question, person's answer, model's answer.
+
+    Raises UserError for another number of them.
+    """
     if template.count("{}") != 4:
         raise UserError(f"{where} has {template.count('{}')} places {{}} to fill in; MMHal-Bench's prompt has 4.")
     return template

@@ -77,7 +77,10 @@ def read_scenes(path: str | Path, vocabulary: Vocabulary) -> tuple[Scene, ...]:
 def from_coco(
     references: str | Path, scenes: Sequence[Scene], vocabulary: Vocabulary, ranking: str = "instances"
 ) -> tuple[Scene, ...]:
-    """The scenes with their pictures in both COCO splits and, where none are given, their most frequent objects."""
+    """The scenes with their pictures in both COCO splits and, where none are given, their most frequent objects.
+
+    Raises UserError for a scene that no caption names.
+    """
     patterns = [re.compile(rf"\b(?:{'|'.join(map(re.escape, scene.phrases))})\b", re.IGNORECASE) for scene in scenes]
     images: list[set[int]] = [set() for _ in scenes]
     objects: list[list[tuple[int, str]]] = [[] for _ in scenes]

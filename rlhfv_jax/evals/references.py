@@ -39,7 +39,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_lists(path: Path, fields: Sequence[str]) -> dict[str, Any]:
-    """A JSON object in which each of the fields is a list of objects, as COCO and VQA have them."""
+    """A JSON object in which each of the fields is a list of objects, as COCO and VQA have them.
+
+    Raises UserError for anything else.
+    """
     values = read_json(path)
     for field in fields:
         rows = values.get(field) if isinstance(values, dict) else None

@@ -42,7 +42,10 @@ def summary(scores: Scores) -> dict[str, Any]:
 
 
 def write_scores(scores: Scores, folder: str | Path) -> None:
-    """Writes `items.jsonl`, then `scores.json`, each under a temporary name first."""
+    """Writes `items.jsonl`, then `scores.json`, each under a temporary name first.
+
+    Raises UserError where they cannot be written.
+    """
     folder = Path(folder)
     items = "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in scores.items)
     try:
@@ -59,7 +62,10 @@ def write_scores(scores: Scores, folder: str | Path) -> None:
 
 
 def read_scores(folder: str | Path) -> Scores:
-    """Reads back what `write_scores` wrote; items are empty where `items.jsonl` is absent."""
+    """Reads back what `write_scores` wrote; items are empty where `items.jsonl` is absent.
+
+    Raises UserError for a damaged file.
+    """
     folder = Path(folder)
     path, items = folder / "scores.json", folder / "items.jsonl"
     try:

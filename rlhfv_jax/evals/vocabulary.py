@@ -39,7 +39,10 @@ class Vocabulary:
 
 
 def read_vocabulary(references: str | Path) -> Vocabulary:
-    """The official synonym file: a line an object, words apart by ', ', the first one the object's name."""
+    """The official synonym file: a line an object, words apart by ', ', the first one the object's name.
+
+    Raises UserError unless it has 80 lines.
+    """
     path = find(references, FILE, SOURCE)
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     if len(lines) != 80:

@@ -18,7 +18,7 @@ def details(
     """Everything the report shows besides pictures, as `report.write` wants it: plain values, ready for JSON."""
     compared = {f"{after}-{before}": (scored[before], scored[after]) for after, before in recipe.comparisons(d)}
     curve = recipe.scaling_curve(d)
-    sampled = {name: rates.summarise(scored[name].sampled) for name in curve.values()}
+    sampled = {name: rates.summarize(scored[name].sampled) for name in curve.values()}
     stages = json.loads((folder / "stages.json").read_text())
     found = {
         "seed": d.seed,

@@ -49,7 +49,7 @@ class Evaluated:
         temperatures = {str(self.temperature): self.sampled, "0.0": self.greedy}
         over = self.overgeneralization
         return {
-            "temperatures": {name: intervals(rates.summarise(scores)) for name, scores in temperatures.items()},
+            "temperatures": {name: intervals(rates.summarize(scores)) for name, scores in temperatures.items()},
             "vqa": rates.mean_interval(self.vqa)._asdict(),
             "overgeneralization": {
                 "kinds": {kind: {"h_a": r.h_a, "h_s": r.h_s, "delta": r.delta} for kind, r in over.rows.items()},
@@ -59,7 +59,7 @@ class Evaluated:
 
     def results(self) -> dict[str, float]:
         """The model's entry of results.json: percents at the sampling temperature."""
-        summary = rates.summarise(self.sampled)
+        summary = rates.summarize(self.sampled)
         values = {name: summary[name].value for name in METRICS if name in RESULTS}
         return values | {
             "vqa": rates.mean_interval(self.vqa).value,

@@ -26,7 +26,10 @@ class PairSettings:
 
 
 def correct_answers(texts: Sequence[str], scenes: Sequence[world.Scene], s: PairSettings, seed: int) -> list[Any]:
-    """Preference records of the first `count` answers that the oracle corrects, with its typed segments."""
+    """Preference records of the first `count` answers that the oracle corrects, with its typed segments.
+
+    Raises UserError where there are fewer.
+    """
     records = []
     for row, (text, scene) in enumerate(zip(texts, scenes, strict=True)):
         correction = oracle.correct(text, scene, corpus.rng_of(seed, SPLIT, row, stream=3), s.deletions)

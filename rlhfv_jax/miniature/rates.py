@@ -28,7 +28,7 @@ class _Ratio(NamedTuple):
     unit: float = 100.0
 
 
-def summarise(
+def summarize(
     scores: Sequence[AnswerScore],
     images: Sequence[int] | None = None,
     resamples: int = 1000,
@@ -65,7 +65,7 @@ def paired_difference(
 ) -> dict[str, Interval]:
     """Rates of `after` minus rates of `before` on the same images, answer by answer; both see the same resamples.
 
-    Arguments, keys and units as in `summarise`. Raises ValueError also where the two have different lengths.
+    Arguments, keys and units as in `summarize`. Raises ValueError also where the two have different lengths.
     """
     (old, old_draws), (new, new_draws) = _both(before, after, images, resamples, seed)
     return _intervals(new - old, new_draws - old_draws, level)

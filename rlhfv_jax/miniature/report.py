@@ -43,7 +43,7 @@ def write(path: Path, details: dict, gallery: list[dict], corrections: list[dict
     Args:
       path: the file, replaced if it is there.
       details: what was measured, all rates in percent and every interval `{"value", "low", "high"}` a 95% bootstrap
-        interval as `rates.summarise` gives. `models` has the rates per model and temperature, `differences` the
+        interval as `rates.summarize` gives. `models` has the rates per model and temperature, `differences` the
         paired differences (`"ddpo-dpo"` is DDPO minus DPO) at the highest temperature; `scaling`, `curves`, `pairs`,
         `stages`, `settings`, `versions` and `seed` are what they say. What is missing is left out of the page.
       gallery: scenes with each model's answer and its `errors` as character spans.

@@ -24,12 +24,12 @@ def run(config: Mapping[str, Any], folder: Path) -> None:
         one = folder / f"seed-{seed}"
         found[seed] = pipeline.run({**config, "seed": seed, "seeds": 1}, one)
         terminal.print_results(found[seed], str(one / "report.html"))
-    summary = summarise(found)
+    summary = summarize(found)
     experiment.write_json(folder / "seeds.json", summary)
     terminal.print_seeds(summary)
 
 
-def summarise(found: Mapping[int, Details]) -> dict[str, Any]:
+def summarize(found: Mapping[int, Details]) -> dict[str, Any]:
     """`models`: name → rate → mean over the seeds (`value`) with the lowest and highest; `changes` of DDPO per seed.
 
     The range over seeds is no confidence interval; each seed's intervals, over its images, are in `changes`.

@@ -61,6 +61,7 @@ class Beit3Config:
 
     @property
     def patches(self) -> int:
+        """Patches of an image."""
         return (self.image_size // self.patch) ** 2
 
 
@@ -105,6 +106,7 @@ class Multiway(nn.Module):
 
 
 def multiway_linear(config: Beit3Config, dtype: Dtype, name: str, inputs: list[int], outputs: list[int]) -> Multiway:
+    """A linear map of its own for image tokens (A) and queries (B): [B, T, D] to [B, T, F]."""
     kwargs = {
         "inputs": tuple(inputs),
         "outputs": tuple(outputs),
@@ -116,10 +118,13 @@ def multiway_linear(config: Beit3Config, dtype: Dtype, name: str, inputs: list[i
 
 
 def multiway_norm(config: Beit3Config, name: str) -> Multiway:
+    """A layer norm of its own for image tokens (A) and queries (B) of [B, T, D]."""
     return Multiway(LayerNorm, {"eps": config.norm_eps}, name=name)
 
 
 class Attention(nn.Module):
+    """Attention over image tokens and queries together, [B, T, D]; a norm before the output (sub-LN)."""
+
     config: Beit3Config
     dtype: Dtype
 
@@ -147,6 +152,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """GELU between two multiway maps, [B, T, D]; a norm in between (sub-LN)."""
+
     config: Beit3Config
     dtype: Dtype
 
@@ -160,6 +167,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each behind its norm, [B, T, D]."""
+
     config: Beit3Config
     dtype: Dtype
 

@@ -43,6 +43,7 @@ class ClipConfig:
 
     @property
     def patches(self) -> int:
+        """Patches of an image."""
         return (self.image_size // self.patch) ** 2
 
 
@@ -52,6 +53,8 @@ def large(image_size: int = 336) -> ClipConfig:
 
 
 class Attention(nn.Module):
+    """Attention over all patches, [B, P, D]."""
+
     config: ClipConfig
     dtype: Dtype
 
@@ -68,6 +71,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each behind its norm, [B, P, D]."""
+
     config: ClipConfig
     dtype: Dtype
 
@@ -82,7 +87,7 @@ class Block(nn.Module):
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x sigmoid(1.702 x), an approximation that CLIP was trained with; in float32."""
+    """x sigmoid(1.702 x), an approximation that CLIP was trained with; in float32. Any shape and dtype, kept."""
     y = x.astype(jnp.float32)
     return (y * jax.nn.sigmoid(1.702 * y)).astype(x.dtype)
 

@@ -51,6 +51,7 @@ class EvaConfig:
 
     @property
     def patches(self) -> int:
+        """Patches of an image."""
         return (-(-self.image_size // self.patch)) ** 2
 
 
@@ -70,6 +71,8 @@ class Bias(nn.Module):
 
 
 class Attention(nn.Module):
+    """Attention with rotary positions over all patches, [B, P, D]."""
+
     config: EvaConfig
     dtype: Dtype
 
@@ -86,6 +89,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each behind its norm, [B, P, D]."""
+
     config: EvaConfig
     dtype: Dtype
 

@@ -18,7 +18,10 @@ FAMILIES: dict[str, type[VlmConfig]] = {
 
 
 def config_class(model: Mapping[str, Any]) -> type[VlmConfig]:
-    """The class that a model's plain values are of; records from before there were families are Muffin's."""
+    """The class that a model's plain values are of; records from before there were families are Muffin's.
+
+    Raises UserError for an unknown family.
+    """
     name = model.get("family", "muffin")
     if name not in FAMILIES:
         raise UserError(f"config.model.family={name!r} is not known; choose one of {', '.join(FAMILIES)}.")

@@ -100,7 +100,7 @@ class MLP(nn.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact (erf) GELU, computed in float32."""
+    """Exact (erf) GELU, computed in float32. Any shape and dtype, kept."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 

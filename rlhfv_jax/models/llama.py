@@ -24,7 +24,7 @@ from rlhfv_jax.structs import BATCH
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of a LLaMA; `init_std=None` initialises each kernel with 1/sqrt(fan_in)."""
+    """Sizes of a LLaMA; `init_std=None` initializes each kernel with 1/sqrt(fan_in)."""
 
     vocab_size: int
     width: int
@@ -40,10 +40,12 @@ class LlamaConfig:
 
     @property
     def head_size(self) -> int:
+        """Numbers of one head, H."""
         return self.width // self.heads
 
     @property
     def padded_vocab(self) -> int:
+        """Rows of embedding and head: the vocabulary, up to a multiple of 128."""
         return padded(self.vocab_size)
 
 
@@ -105,6 +107,8 @@ def empty_cache(config: LlamaConfig, batch: int, slots: int, dtype: Dtype = jnp.
 
 
 class Attention(nn.Module):
+    """Causal attention with rotary positions and grouped key-value heads, [B, T, D]."""
+
     config: LlamaConfig
     dtype: Dtype
     backend: str = "xla"
@@ -144,6 +148,8 @@ def _write(cache: jax.Array, new: jax.Array, cursor: jax.Array) -> jax.Array:
 
 
 class MLP(nn.Module):
+    """The gated MLP, [B, T, D]."""
+
     config: LlamaConfig
     dtype: Dtype
 
@@ -157,6 +163,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each behind its norm, [B, T, D]."""
+
     config: LlamaConfig
     dtype: Dtype
     backend: str = "xla"
@@ -174,6 +182,8 @@ class Block(nn.Module):
 
 
 class Embed(nn.Module):
+    """Token ids int32[B, T] to embeddings [B, T, D]."""
+
     config: LlamaConfig
 
     @nn.compact
@@ -184,6 +194,8 @@ class Embed(nn.Module):
 
 
 class Head(nn.Module):
+    """The kernel [D, V] of the logits."""
+
     config: LlamaConfig
 
     @nn.compact

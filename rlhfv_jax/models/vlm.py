@@ -135,7 +135,7 @@ def encode(config: VlmConfig, params: Any, image: jax.Array, dtype: Dtype = jnp.
 
 
 def normalize(image: jax.Array, config: VlmConfig) -> jax.Array:
-    """uint8 -> float32, as ToTensor and Normalize(mean, std); float images pass."""
+    """uint8 -> float32, as ToTensor and Normalize(mean, std); float images pass. [B, S, S, 3] either way."""
     if image.dtype != jnp.uint8:
         return image
     return (image.astype(jnp.float32) / 255.0 - jnp.asarray(config.mean)) / jnp.asarray(config.std)
@@ -184,7 +184,10 @@ def check_image_tokens(tokens: Any, config: VlmConfig, lengths: Any = None) -> N
 
 
 def init(model: Vlm, key: jax.Array) -> Any:
-    """Fresh float32 parameters; wrap in jax.jit with out_shardings to create them in place, or in jax.eval_shape."""
+    """Fresh float32 parameters; wrap in jax.jit with out_shardings to create them in place, or in jax.eval_shape.
+
+    The key is a scalar of JAX's.
+    """
     size = model.config.tower.image_size
     image = jnp.zeros((1, size, size, 3), jnp.uint8)
     return model.init(key, jnp.zeros((1, model.config.image_tokens), jnp.int32), image)["params"]

@@ -147,7 +147,7 @@ def _weighted(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.
 
 
 def automatic(q: jax.Array) -> str:
-    """The back end of "auto" for queries like these, on the platform that JAX runs on."""
+    """The back end of "auto" for queries like these, on the platform that JAX runs on. `q`: [B, T, N, H]."""
     _, length, _, size = q.shape
     if length <= LONG:
         return "xla"

@@ -101,7 +101,7 @@ def train_step(s: Settings, mesh: Mesh, total_steps: int) -> tuple[Any, Any]:
 
 
 def batch_of(s: Settings, length: int) -> PairBatch | SftBatch:
-    """The shapes of a batch whose rows have `length` tokens."""
+    """The shapes of a batch whose rows have `length` tokens. Raises UserError where image and text do not fit."""
     if length < s.model.image_tokens + 2:
         raise UserError(f"--row_length={length} has no room for the {s.model.image_tokens} image tokens and a text.")
     b = s.optim.batch_size

@@ -48,7 +48,10 @@ def read_runs(named: Sequence[str]) -> list[Run]:
 
 
 def read_points(named: Sequence[str]) -> list[Point]:
-    """Points of arguments `SERIES:SAMPLES=DIR`, in the order of their samples within each series."""
+    """Points of arguments `SERIES:SAMPLES=DIR`, in the order of their samples within each series.
+
+    Raises UserError for an argument of another form, or a point given twice.
+    """
     points = []
     for argument in named:
         head, equals, folder = argument.partition("=")

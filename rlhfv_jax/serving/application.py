@@ -75,6 +75,7 @@ class Completions:
         self._under_way = 0
 
     def close(self) -> None:
+        """Ends the worker; requests under way have had their time."""
         self._readers.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

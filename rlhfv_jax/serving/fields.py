@@ -47,6 +47,7 @@ def text(value: Any, param: str) -> str:
 
 
 def flag(value: Any, param: str) -> bool:
+    """A field that is true or false."""
     if not isinstance(value, bool):
         raise bad(f"{param} is {shown(value)}; expected true or false.", param)
     return value

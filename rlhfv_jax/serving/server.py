@@ -34,6 +34,7 @@ class Server(uvicorn.Server):
         self._stop, self._grace = worker.stop, grace
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; requests under way finish first."""
         asyncio.get_running_loop().call_later(self._grace, self._stop)
         await super().shutdown(sockets)
 

@@ -64,6 +64,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
+        """Whether its thread runs."""
         return self._thread.is_alive() and not self._closed
 
     @property

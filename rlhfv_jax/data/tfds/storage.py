@@ -23,6 +23,8 @@ def rows(folder: Path, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, fields) of every row of the data set that a builder called `name` wrote, images still encoded.
 
     `folder` is the build's own, or one above it, as `tfds.load` takes; with several splits the training split is read.
+
+    Raises UserError where there is no such build, or several.
     """
     found = (
         [folder] if (folder / "dataset_info.json").is_file() else sorted(folder.glob(f"**/{name}/*/dataset_info.json"))

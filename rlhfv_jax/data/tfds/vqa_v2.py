@@ -46,6 +46,8 @@ def prepare(questions: str | Path, annotations: str | Path, images: str | Path, 
       questions: v2_OpenEnded_mscoco_train2014_questions.json or another split's.
       annotations: v2_mscoco_train2014_annotations.json, of the same split.
       images: the folder of COCO_train2014_000000000001.jpg and so on; files without the prefix are taken too.
+
+    Raises UserError naming file and row.
     """
     found = list(_rows(Path(questions), Path(annotations), Path(images)))
     if not found:
