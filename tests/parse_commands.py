@@ -1,31 +1,52 @@
 """Parses command lines exactly as the programs do, without running them: flags, config overrides, settings.
 
-Reads a JSON list of [program, arguments] and prints a JSON list: "" or what is wrong with each. Each is parsed in a
-fork of its own, because programs define their flags where they are imported, and two of them share names.
+Reads a JSON list of [program, arguments] and prints a JSON list: "" or what is wrong with each. It is a process of its
+own, because programs define their flags where they are imported, and two of them share names. Every module of the
+package is imported on the way.
 """
 
 import contextlib
 import importlib
 import io
 import json
-import os
 import sys
 import warnings
+from pathlib import Path
+from types import ModuleType
 
 from absl import flags
 
 from rlhfv_jax import cli, settings
+from rlhfv_jax.__main__ import PROGRAMS
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import recipe
 
-HEAVY = ("annotation.app", "conversion.job", "evals.benchmarks", "generation.local", "miniature.seeds")
-for module in (*HEAVY, "planning.estimate", "reporting.document", "serving.server"):  # once for all forks
-    importlib.import_module(f"rlhfv_jax.{module}")
+SHARED = set(flags.FLAGS)
+ROOT = Path(cli.__file__).parents[1]
+MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "rlhfv_jax").rglob("*.py")]
+for name in sorted(MODULES):
+    if not name.endswith("__main__") and name.removeprefix("rlhfv_jax.") not in PROGRAMS:
+        importlib.import_module(name.removesuffix(".__init__"))  # a warning is an error here, under `python -W error`
 
 
-def parse(program: str, arguments: list[str]) -> str:
+def load(program: str) -> tuple[ModuleType, dict[str, flags.Flag]]:
+    """The program's module and its flags, taken out of the common ones, so that the next may have such too."""
     module = importlib.import_module(f"rlhfv_jax.{program}")
-    sys.argv = [program, *arguments]
+    own = {name: flags.FLAGS[name] for name in flags.FLAGS if name not in SHARED}
+    clear()
+    return module, own
+
+
+def clear() -> None:
+    for name in set(flags.FLAGS) - SHARED:
+        delattr(flags.FLAGS, name)
+
+
+def parse(module: ModuleType, own: dict[str, flags.Flag], arguments: list[str]) -> str:
+    for name, flag in own.items():
+        flag.unparse()
+        flags.FLAGS[name] = flag
+    sys.argv = ["program", *arguments]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -37,26 +58,12 @@ def parse(program: str, arguments: list[str]) -> str:
         return str(error)
     except SystemExit:
         return said.getvalue()
+    finally:
+        clear()
     return ""
 
 
-def forked(program: str, arguments: list[str]) -> str:
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        problem = "it failed in another way"
-        try:
-            problem = parse(program, arguments)
-        finally:
-            os.write(writing, problem.encode()[:4000])
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as file:
-        problem = file.read()
-    os.waitpid(child, 0)
-    return problem
-
-
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # JAX warns of forks; its devices are not in use yet
-    print(json.dumps([forked(program, arguments) for program, arguments in json.load(sys.stdin)]))
+    loaded = {program: load(program) for program in PROGRAMS}
+    warnings.simplefilter("ignore")  # ml_collections loads config files in a way that Python has deprecated
+    print(json.dumps([parse(*loaded[program], arguments) for program, arguments in json.load(sys.stdin)]))

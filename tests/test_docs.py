@@ -60,10 +60,10 @@ def test_every_command_is_one_that_is_checked_here():
         assert known or command.words[0] in TOOLS - {"python", "rlhfv"}, command.where
 
 
-def test_every_program_of_a_command_takes_its_flags_keys_and_values():
+def test_programs_take_the_flags_keys_and_values_of_every_command_and_no_module_warns_when_imported():
     wrong = [["train", ["--config=ddpo.py", "--config.ddpo.gama=1"]], ["plan", ["--topologie=v5p:8"]]]
     lines = [*wrong, *([command.program, command.arguments] for command in of_programs())]
-    script = [sys.executable, str(ROOT / "tests" / "parse_commands.py")]
+    script = [sys.executable, "-W", "error", str(ROOT / "tests" / "parse_commands.py")]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         script, input=json.dumps(lines), capture_output=True, text=True, env=environment, timeout=300
