@@ -6,7 +6,8 @@
     python -m rlhfv_jax.compare --votes=votes.jsonl
 
 The answer files are what `generate` wrote. The page needs no network: it shows what differs from a chosen model, and
-what people marked (--spans). It takes blind votes too, which --votes counts. `rlhfv annotate --compare` serves the same.
+what people marked (--spans). It takes blind votes too, which --votes counts.
+`rlhfv annotate --compare` serves the same view, with names that stay on the server until the vote.
 """
 
 import json
@@ -41,8 +42,7 @@ def _main(files: list[str]) -> None:
     if _VOTES.value:
         if files:
             raise UserError("--votes counts votes; leave the answer files out.")
-        found = votes.rates(votes.read(_VOTES.value))
-        print(json.dumps(found, ensure_ascii=False) if _FORMAT.value == "json" else "\n".join(votes.lines(found)))
+        _count(votes.read(_VOTES.value))
         return
     if not _OUT.value:
         raise UserError("Name the page to write as --out=FILE.html.")
@@ -55,6 +55,16 @@ def _main(files: list[str]) -> None:
     except OSError as error:
         raise UserError(f"Cannot write {out}: {error.strerror or error}.") from error
     _print(comparison, images, out)
+
+
+def _count(cast: list[votes.Vote]) -> None:
+    """The win rates of every comparison that was voted on."""
+    for digest, some in votes.by_comparison(cast).items():
+        found = votes.rates(some)
+        if _FORMAT.value == "json":
+            print(json.dumps({"comparison": digest} | found, ensure_ascii=False))
+        else:
+            print("\n".join(votes.lines(found)))
 
 
 def _print(comparison: sets.Comparison, images: thumbnails.Thumbnails, out: Path) -> None:

@@ -38,7 +38,7 @@ def scene(color: str, count: int, seed: int) -> Image.Image:
 def write(folder: Path, items: int = 146) -> dict[str, Path]:
     """Questions with images, an answer file a model, and spans.jsonl of the first model's wrong words.
 
-    The second model has no answer to question 5, the third failed on question 7. Question 3 and its answers are hostile.
+    The second model lacks question 5, the third failed on question 7; question 3 and its answers are hostile.
     """
     rng = random.Random(0)
     (folder / "images").mkdir(parents=True)

@@ -101,10 +101,9 @@ class Ballots:
         return self.items[number]
 
     def _choices(self, c: sqlite3.Connection, person: Person) -> dict[str, str]:
-        rows = c.execute(
-            "SELECT question, choice FROM vote WHERE comparison = ? AND voter = ?", (self.digest, person.id)
-        )
-        return dict(map(tuple, rows))
+        of = (self.digest, person.id)
+        rows = c.execute("SELECT question, choice FROM vote WHERE comparison = ? AND voter = ?", of)
+        return {row["question"]: row["choice"] for row in rows}
 
     def _order(self, item: Item, person: Person) -> list[int]:
         """The models that answered, sorted by a keyed hash: for each person and question an order of its own."""
@@ -142,15 +141,12 @@ def _stored(c: sqlite3.Connection, digest: str = "") -> list[tuple[Vote, float]]
         "ORDER BY o.created, v.comparison, v.voter, v.at, v.question",
         (digest,),
     )
-    return [
-        (
-            Vote(
-                r["comparison"], r["question"], f"annotator-{r['voter']}", r["choice"], (*json.loads(r["shown_json"]),)
-            ),
-            r["at"],
-        )
-        for r in rows
-    ]
+    return [(_vote(row), row["at"]) for row in rows]
+
+
+def _vote(row: sqlite3.Row) -> Vote:
+    shown = tuple(json.loads(row["shown_json"]))
+    return Vote(row["comparison"], row["question"], f"annotator-{row['voter']}", row["choice"], shown)
 
 
 def export(c: sqlite3.Connection, path: Path) -> int:

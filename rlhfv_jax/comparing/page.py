@@ -41,9 +41,7 @@ def page(comparison: Comparison, images: Thumbnails, title: str) -> str:
 
 def answers(item: Item) -> list[dict[str, Any] | None]:
     """An item's answers as the view takes them, without names."""
-    return [
-        a and {"text": a.text, "spans": None if a.spans is None else [list(s) for s in a.spans]} for a in item.answers
-    ]
+    return [None if a is None else {"text": a.text, "spans": a.spans} for a in item.answers]
 
 
 def types(comparison: Comparison) -> list[dict[str, str]]:

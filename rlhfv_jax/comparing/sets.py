@@ -80,7 +80,7 @@ def read(
         if not any(found):
             continue
         prompts += sum(bool(a and a.prompt and normalized(a.prompt) != prompt) for a in found)
-        shown = [a and _shown(labels, identity, prompt, normalized(a.text)) for a in found]
+        shown = [None if a is None else _shown(labels, identity, prompt, normalized(a.text)) for a in found]
         items.append(Item(identity, prompt, question, tuple(shown)))
     if not any(sum(a is not None for a in item.answers) > 1 for item in items):
         source = f"{questions} and " if questions else ""
@@ -99,7 +99,7 @@ def read(
                 "lacking": sum(item.answers[k] is None for item in items),
                 "failed": len(answered[k].failed),
                 "elsewhere": len(texts[k].keys() - known),
-                "labeled": sum(bool(a := item.answers[k]) and a.spans is not None for item in items),
+                "labeled": sum((a := item.answers[k]) is not None and a.spans is not None for item in items),
             }
             for k, name in enumerate(called)
         },

@@ -38,7 +38,7 @@ class Labels:
         self.repeated = 0
 
     def add(self, response: str, spans: tuple[Span, ...], identity: str = "", prompt: str = "") -> None:
-        """Takes what was marked in one response; `identity` is its question's id, `prompt` its text, one may be empty."""
+        """Takes what was marked in one response; by its question's id, its text, or both."""
         row = len(self._labels)
         if identity and (identity, response) in self._by_id:
             self.repeated += 1

@@ -31,12 +31,12 @@ class Vote:
 
 
 def read(paths: Sequence[str | Path]) -> list[Vote]:
-    """Votes of one comparison, from the application's export or a page's download, one JSON object a line.
+    """Votes from the application's export or a page's download, one JSON object a line.
 
-    Raises UserError where a line is no vote, a voter voted twice on a question, or two comparisons are mixed.
+    Raises UserError where a line is no vote, or a voter voted twice on a question of a comparison.
     """
     votes: list[Vote] = []
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[tuple[str, str, str], str] = {}
     for where, row in ((where, row) for path in paths for where, row in read_objects(path)):
         for name in FIELDS:
             if not isinstance(row.get(name), str) or not row[name]:
@@ -46,10 +46,8 @@ def read(paths: Sequence[str | Path]) -> list[Vote]:
             raise UserError(f"{where}, shown: expected the names of at least two models, found {shown!r}.")
         if row["choice"] not in (*shown, TIE):
             raise UserError(f"{where}, choice: {row['choice']!r} is none of {', '.join(shown)} and {TIE}.")
-        vote = Vote(*(row[name] for name in FIELDS), tuple(shown))
-        if votes and vote.comparison != votes[0].comparison:
-            raise UserError(f"{where}: a vote on other answers than the first; count one comparison at a time.")
-        if (first := seen.setdefault((vote.question_id, vote.voter), where)) != where:
+        vote = Vote(row["comparison"], row["question_id"], row["voter"], row["choice"], tuple(shown))
+        if (first := seen.setdefault((vote.comparison, vote.question_id, vote.voter), where)) != where:
             raise UserError(f"{where}: {vote.voter} voted on question {vote.question_id!r} before, in {first}.")
         votes.append(vote)
     if not votes:
@@ -57,8 +55,16 @@ def read(paths: Sequence[str | Path]) -> list[Vote]:
     return votes
 
 
+def by_comparison(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
+    """The votes on each set of answers, in the order in which they first appear."""
+    found: dict[str, list[Vote]] = {}
+    for vote in votes:
+        found.setdefault(vote.comparison, []).append(vote)
+    return found
+
+
 def rates(votes: Sequence[Vote]) -> dict[str, Any]:
-    """Win rates in percent with 95 % intervals over questions, whose votes are drawn together.
+    """Win rates of one comparison in percent with 95 % intervals over questions, whose votes are drawn together.
 
     A model's rate is its share of the votes in which it was shown; a tie counts in equal parts. `pairs` compares two
     models over the votes that chose one of them, a tie among all as one half: {"first", "second", "rate"}.
