@@ -1,6 +1,6 @@
 // Answers of several models side by side: the view that the application and the page in a file share.
 
-import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact-standalone.module.js";
+import { html, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact-standalone.module.js";
 import { changesFrom, stretches } from "./comparetext.js";
 import { Dialog } from "./dialog.js";
 import { setKeys } from "./keys.js";
@@ -116,7 +116,7 @@ export function Compare({ data, image, vote, children }) {
     vote(here, choice).catch(() => {}); // the item's own buttons say what went wrong
   };
   const columns = blind ? data.models : data.names.length;
-  useEffect(() => {
+  useLayoutEffect(() => { // before the next key can come
     const plain = {
       j: () => go(place + 1), k: () => go(place - 1), "/": () => field.current.focus(), m: () => setMissing(!missing),
       "?": () => setDialog("keys"), z: () => (here && image(here) ? setLarge(here) : false), 0: () => setColumn(-1),
