@@ -34,6 +34,7 @@ _OPTIONS = (_QUESTIONS, _IMAGES, _NAMES, _SPANS, _OUT, _TITLE, _IMAGE_MB, _VOTES
 
 
 def main() -> None:
+    """Runs the program."""
     files: list[str] = []
     cli.run(lambda: _main(files), __doc__ or "", _OPTIONS, files=files)
 

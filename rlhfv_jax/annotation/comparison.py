@@ -27,15 +27,18 @@ def _ballots(request: Request) -> Ballots:
 
 
 async def comparisons(request: Request, server: Server, person: Person) -> Any:
+    """What there is to compare: nothing, or one comparison's sizes."""
     found: Ballots | None = request.app.state.ballots
     return [] if found is None else [found.summary(server.store.read, person)]
 
 
 async def show(request: Request, server: Server, person: Person) -> Any:
+    """The comparison, as far as this person may know it."""
     return _ballots(request).shown(server.store.read, person)
 
 
 async def vote(request: Request, server: Server, person: Person) -> Any:
+    """Keeps a vote {item, choice}; the reply is the item with its names."""
     ballots, values = _ballots(request), await object_body(request)
     number = values.get("item")
     if type(number) is not int:
@@ -44,11 +47,13 @@ async def vote(request: Request, server: Server, person: Person) -> Any:
 
 
 async def results(request: Request, server: Server, person: Person) -> Any:
+    """Win rates, for who has voted on everything."""
     ballots = _ballots(request)
     return await asyncio.to_thread(lambda: ballots.results(server.store.read, person))
 
 
 async def image(request: Request, server: Server, person: Person) -> Any:
+    """A question's image, turned and cleaned of metadata."""
     item = _ballots(request).item(path_id(request, "number"))
     try:
         data = await asyncio.to_thread(_image, item.question)
