@@ -22,6 +22,7 @@ from rlhfv_jax.errors import UserError
 from rlhfv_jax.miniature import recipe
 
 SHARED = set(flags.FLAGS)
+TAKE_FILES = ("rlhfv_jax.compare",)  # besides options
 ROOT = Path(cli.__file__).parents[1]
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "rlhfv_jax").rglob("*.py")]
 for name in sorted(MODULES):
@@ -50,7 +51,7 @@ def parse(module: ModuleType, own: dict[str, flags.Flag], arguments: list[str]) 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            cli._parse(sys.argv)
+            cli._parse(sys.argv, [] if module.__name__ in TAKE_FILES else None)
             if hasattr(module, "_CONFIG"):
                 config = cli.get_config(module._CONFIG)
                 recipe.build(config) if config.get("task") == "miniature" else settings.from_dict(config)

@@ -41,11 +41,15 @@ BRINGS = {  # what a reader brings along, by the name that the pages give it
     "scores/ddpo": "what `evaluate` wrote",
     "scores/ddpo-200": "what `evaluate` wrote",
     "scores/rlhfv": "what `evaluate` wrote",
+    "base.jsonl": "what `generate` wrote",
+    "dpo.jsonl": "what `generate` wrote",
+    "ddpo.jsonl": "what `generate` wrote",
+    "labels/spans.jsonl": "what `annotate` exported",
 }
 INPUTS = ["src", "tower", "checkpoint", "questions", "references", "compare", "runs", "scaling", "tokenizer", "import"]
 INPUTS += [f"config.{key}" for key in ("data.path", "data.eval_path", "tokenizer", "init_from", "reference_cache")]
-INPUTS += ["config.evals.references"]
-OUTPUTS = ["dst", "out", "workdir", "export", "project"]
+INPUTS += ["config.evals.references", "spans", "votes"]
+OUTPUTS = ["dst", "out", "workdir", "export", "export_votes", "project"]
 TOOLS = {"source", "pip", "hf", "make", "bash", "python", "rlhfv"}  # what a command may begin with
 
 
@@ -83,6 +87,7 @@ def test_programs_take_the_flags_keys_and_values_of_every_command_and_no_module_
 def inputs_of(command: Command) -> list[str]:
     flags = [*INPUTS, "answers"] if command.program == "evaluate" else INPUTS
     found = [word.split("=", 1)[1] for word in command.words for flag in flags if word.startswith(f"--{flag}=")]
+    found = [one for value in found for one in value.split(",")] + [w for w in command.arguments if w[:2] != "--"]
     return [value.split("=", 1)[1] if command.program == "report" and "=" in value else value for value in found]
 
 
@@ -223,6 +228,17 @@ def test_a_sentence_of_the_pages_that_is_about_the_default_recipe_is_true():
     assert said, "the README no longer prints the recipe; move this test with it"
     values = [float(value) for value in said.groups()]
     assert values == [s.ddpo.gamma, s.ddpo.beta, s.optim.epochs, s.optim.batch_size, s.optim.lr]
+
+
+def test_every_figure_that_the_readme_calls_measured_stands_on_the_page_it_links_to():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("## Measured") : readme.index("## Limits")]
+    rows = re.findall(r"^\| (.+) \| (.+) \| \[\w+\]\((docs/\w+\.md)#", table, re.MULTILINE)
+    assert len(rows) > 6
+    for what, figures, page in rows:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for number in re.findall(r"\d+(?:\.\d+)?", figures):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", text), f"{what}: {number} is not in {page}"
 
 
 @pytest.mark.slow
