@@ -22,7 +22,7 @@ def static(name: str) -> str:
 
 
 def bundle(entry: str) -> str:
-    """`entry` and what it imports, in the order in which they run."""
+    """`entry` and what it imports, in the order in which they run; raises UserError for what a page cannot hold."""
     parts: dict[str, str] = {}
     _add(entry, parts, ())
     script = '"use strict";\n' + "\n".join(parts.values())
