@@ -32,7 +32,7 @@ docs: $(READY)
 
 # Every command of the documentation that can run on a small machine, run in the order of its page.
 docs-check: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not slow or slow" tests/test_docs.py tests/test_docs_run.py
+	$(BIN)/python -m pytest -n 2 -m "not slow or slow" tests/test_docs.py tests/test_docs_site.py tests/test_docs_run.py
 
 wheel: $(READY)
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
