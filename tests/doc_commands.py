@@ -28,7 +28,7 @@ class Command:
     @property
     def program(self) -> str:
         """The program of this package that it starts, or nothing."""
-        if self.words[0] == "rlhfv":
+        if self.words[0] == "rlhfv" and self.words[1][0] != "-":
             return self.words[1]
         if self.words[:2] == ("python", "-m") and (match := PROGRAM.fullmatch(self.words[2])):
             return match[1]
