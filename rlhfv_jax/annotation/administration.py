@@ -18,7 +18,17 @@ from rlhfv_jax.annotation.people import Person
 from rlhfv_jax.annotation.serving import Server, endpoint, object_body, path_id
 from rlhfv_jax.errors import UserError
 
-SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".json")
+SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".json", ".zip")
+# What the browser can ask for and fetch file by file, with the name of each; spans are several files in a folder.
+NAMES = {
+    "parquet": "pairs.parquet",
+    "jsonl": "pairs.jsonl",
+    "csv": "annotations.csv",
+    "spans": "",
+    "label_studio": "tasks.json",
+    "argilla": "records.json",
+    "archive": "project.zip",
+}
 
 
 async def import_file(request: Request, server: Server, person: Person) -> Any:
@@ -103,16 +113,16 @@ async def make_export(request: Request, server: Server, person: Person) -> Any:
     identity = path_id(request, "project")
     settings = server.project(identity)
     kind = (await object_body(request)).get("format")
-    if kind not in exports.FORMATS[settings.kind]:
-        formats = ", ".join(exports.FORMATS[settings.kind])
+    known = [name for name in exports.FORMATS[settings.kind] if name in NAMES]
+    if kind not in known:
+        formats = ", ".join(known)
         raise Invalid(f"format: expected one of {formats}.", [("format", f"expected one of {formats}")])
 
     def work() -> dict[str, Any]:
         folder = server.store.folder / "exports" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}"
         folder.mkdir(parents=True)
-        names = {"parquet": "pairs.parquet", "jsonl": "pairs.jsonl", "csv": "annotations.csv", "spans": ""}
         try:
-            found = exports.export(server.store, identity, settings, kind, folder / names[kind])
+            found = exports.export(server.store, identity, settings, kind, folder / NAMES[kind])
         except UserError:
             if not any(folder.iterdir()):
                 folder.rmdir()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhfv_jax.annotation import statistics
+from rlhfv_jax.annotation import outgoing, statistics
 from rlhfv_jax.annotation.collected import Finished, finished, one_each
 from rlhfv_jax.annotation.pictures import Pictures
 from rlhfv_jax.annotation.project import Project
@@ -22,28 +22,41 @@ from rlhfv_jax.data.records import PreferenceRecord, Segment, segments_path
 from rlhfv_jax.data.writers import write_jsonl, write_parquet
 from rlhfv_jax.errors import UserError
 
-FORMATS = {"correction": ("parquet", "jsonl", "csv"), "mhumaneval": ("spans", "csv")}
+FORMATS = {
+    "correction": ("parquet", "jsonl", "csv", "tfds", *outgoing.KINDS),
+    "mhumaneval": ("spans", "csv", *outgoing.KINDS),
+}
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that starts with one of these
 
 
 def export(store: Store, identity: int, project: Project, kind: str, path: Path) -> dict[str, Any]:
     """Writes an export and its record in the store: {"files": [{"name", "folder", "bytes", "sha256"}], "counts"}.
 
-    `path` is the file for parquet, jsonl and csv, and the folder for spans. Raises UserError where there is nothing
+    `path` is the folder for spans and tfds, else the file. Raises UserError where there is nothing
     to write, the format does not fit the project, or a file cannot be written.
     """
     if kind not in FORMATS[project.kind]:
         raise UserError(f"A {project.kind} project exports {', '.join(FORMATS[project.kind])}, not {kind!r}.")
     with _snapshot(store) as c:
+        if kind in outgoing.KINDS:
+            files, counts = outgoing.write(c, identity, project, Pictures(store.folder), kind, path)
+            return _recorded(store, identity, kind, files, counts)
         rows = finished(c, identity)
         if not rows:
             raise UserError("Nothing is finished yet, so there is nothing to export.")
         if kind in ("parquet", "jsonl"):
             files, counts = _pairs(store, rows, path, kind)
+        elif kind == "tfds":
+            files, counts = outgoing.tfds_build(path, lambda file: _pairs(store, rows, file, "parquet")[1])
         elif kind == "csv":
             files, counts = [write(path, _table(rows))], {"rows": len(rows)}
         else:
             files, counts = _spans(rows, project, path)
+    return _recorded(store, identity, kind, files, counts)
+
+
+def _recorded(store: Store, identity: int, kind: str, files: Sequence[Path], counts: dict[str, int]) -> dict[str, Any]:
+    """The export's files with their SHA-256, kept in the store too."""
     values = {"files": [_fingerprint(file) for file in files], "counts": counts}
     record = (identity, now(), kind, json.dumps(values["files"]), json.dumps(counts))
     store.write(
@@ -231,6 +244,6 @@ def write(path: Path, text: str) -> Path:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    values = {"name": path.name, "folder": path.parent.name, "bytes": len(data)}
-    return values | {"sha256": hashlib.sha256(data).hexdigest()}
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "folder": path.parent.name, "bytes": path.stat().st_size, "sha256": sha256}

@@ -19,9 +19,9 @@ export function ImportPanel({ project, refresh }) {
   });
   const good = report && (!report.errors.length || keepGoing);
   return html`<section aria-labelledby="import"><h2 id="import">Import</h2>
-    <p class="hint">JSONL (answers of generate, items, or pairs), CSV, or parquet. Images lie inside the file, or in the folder the server was started with.</p>
+    <p class="hint">JSONL (answers of generate, items, or pairs), CSV, parquet, Label Studio or Argilla JSON, or a project's .zip. Images lie inside the file, or in the folder the server was started with.</p>
     <form class="fields" onSubmit=${(event) => (event.preventDefault(), send(true))}>
-      <p><label for="file">File</label><input type="file" id="file" accept=".jsonl,.csv,.parquet,.tsv,.json"
+      <p><label for="file">File</label><input type="file" id="file" accept=".jsonl,.csv,.parquet,.tsv,.json,.zip"
         onChange=${(event) => (setFile(event.target.files[0] || null), setReport(null))} /></p>
       <p class="short"><label for="annotators">People per item</label><input type="number" id="annotators" min="1" max="20" value=${annotators}
         onInput=${(event) => setAnnotators(event.target.value)} /></p>
