@@ -77,7 +77,7 @@ def _annotation(c: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]:
         "annotator": row["person"],
         "number": row["annotator"],
         "revision": row["rev"],
-        "cuts": json.loads(row["cuts_json"]),
+        "cuts": {"splits": [], "merges": []} | json.loads(row["cuts_json"]),
         "segments": [list(segment) for segment in segments],
     }
 
@@ -198,7 +198,7 @@ def _work(values: "Fields", response: str, project: Project) -> Work:
         number=values.whole("number"),
         verdict=verdict,
         corrected=corrected,
-        segments=works.exact(response, corrected, segments, project, values.where),
+        segments=works.exact(response, corrected, segments, project, values.where, whole=state == "submitted"),
         cuts=Cuts(tuple(cuts.rows("splits", (int, int))), tuple(cuts.rows("merges", (int, int)))),
         state=state,
         skip_reason=values.text("skip_reason"),

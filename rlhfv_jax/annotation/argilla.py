@@ -63,7 +63,7 @@ def _row(record: dict[str, Any], where: str, path: Path, number: int, options: O
         where=where,
         ext_id=str(ours.get("id", record.get("id") or number)),
         image=lambda: exchange.image(picture, options, path.parent, f"{where}, fields.image"),
-        prompt=exchange.first_of({**dict.fromkeys(PROMPTS[:1], ""), **fields}, PROMPTS, where),
+        prompt=exchange.first_of({**fields, "": ""}, (*PROMPTS, ""), where),
         response=raw,
         prefill=prefill if prefill not in ("", raw) else None,
         model=str(ours.get("model", metadata.get("model") or "")),

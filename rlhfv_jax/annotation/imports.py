@@ -157,7 +157,8 @@ def _insert(c: sqlite3.Connection, project: int, good: list[_Good], n_annotators
         annotations += sum(works.insert(c, item, work, people) for work in one.works if item)
     for one in good:
         if one.item:
-            annotations += sum(works.insert(c, one.item, work, people) for work in one.works)
+            new_work = [work for work in one.works if not works.is_known(c, one.item, work)]
+            annotations += sum(works.insert(c, one.item, work, people) for work in new_work)
     return added, annotations
 
 

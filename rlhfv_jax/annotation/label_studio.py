@@ -61,7 +61,7 @@ def _row(task: dict[str, Any], where: str, path: Path, number: int, options: Opt
         where=where,
         ext_id=str(ours.get("id", data.get("id", task.get("id", number)))),
         image=lambda: exchange.image(picture, options, path.parent, f"{where}, data.image"),
-        prompt=exchange.first_of({**dict.fromkeys(PROMPTS[:1], ""), **data}, PROMPTS, where),
+        prompt=exchange.first_of({**data, "": ""}, (*PROMPTS, ""), where),
         response=raw,
         prefill=data.get("prefill") if data.get("prefill") not in ("", raw) else None,
         model=str(ours.get("model", data.get("model") or "")),

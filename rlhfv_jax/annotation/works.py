@@ -124,11 +124,17 @@ def _divided(response: str, corrected: str, change: Change, spans: Sequence[Span
 
 
 def exact(
-    response: str, corrected: str, segments: Sequence[tuple[Change, str]], project: Project, where: str
+    response: str,
+    corrected: str,
+    segments: Sequence[tuple[Change, str]],
+    project: Project,
+    where: str,
+    whole: bool = True,
 ) -> tuple[Typed, ...]:
     """The very segments that a file of ours names; raises UserError where they are not what changed between the texts.
 
-    Labels of an MHumanEval project have the same offsets on both sides, and both texts are the answer.
+    `whole` False allows changes outside the segments, as in an item that was put aside. Labels of an MHumanEval
+    project have the same offsets on both sides, and both texts are the answer.
     """
     labels = project.kind != "correction"
     found: list[Typed] = []
@@ -138,7 +144,7 @@ def exact(
         if not (ordered and at[1] <= change.dst0 <= change.dst1 <= len(corrected)):
             raise UserError(f"{where}: the segment {tuple(change)} leaves the text or lies out of order.")
         kept, new = response[at[0] : change.src0], corrected[at[1] : change.dst0]
-        if [kept[a:b] for a, b in diff.tokens(kept)] != [new[a:b] for a, b in diff.tokens(new)]:
+        if whole and [kept[a:b] for a, b in diff.tokens(kept)] != [new[a:b] for a, b in diff.tokens(new)]:
             raise UserError(f"{where}: {kept!r} became {new!r}, and no segment says so.")
         at = (change.src1, change.dst1)
         if len(found) < len(segments):
@@ -158,6 +164,20 @@ def cuts_of(response: str, corrected: str, changes: Sequence[Change]) -> Cuts:
         if any(one.src0 <= end[0] <= one.src1 and one.dst0 <= end[1] <= one.dst1 for one in changes) and end not in ends
     ]
     return Cuts(splits=tuple(end for end in ends if end not in plain), merges=tuple(joined))
+
+
+def is_known(c: sqlite3.Connection, item: int, work: Work) -> bool:
+    """Whether the work came from this very item: its pseudonym is of somebody who did the item, and just so."""
+    number = work.person.removeprefix("annotator-")
+    if number == work.person or not number.isdecimal():
+        return False
+    row = c.execute(
+        "SELECT rev, verdict, skip_reason, corrected FROM annotation WHERE item = ? AND annotator = ?",
+        (item, int(number)),
+    ).fetchone()
+    if row is None or (row["rev"], row["verdict"], row["skip_reason"]) != (work.rev, work.verdict, work.skip_reason):
+        return False
+    return work.verdict == "skipped" or row["corrected"] == work.corrected
 
 
 def insert(c: sqlite3.Connection, item: int, work: Work, people: dict[tuple[str, int], int]) -> bool:
