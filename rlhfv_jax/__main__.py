@@ -15,6 +15,7 @@ PROGRAMS = {
     "report": "build a page of scores beside the paper's tables",
     "inspect": "show a data set as the loss sees it",
     "annotate": "serve the annotation application, import to it, export from it",
+    "oracle": "stand in for people on the miniature: questions, corrections, scores",
 }
 
 

@@ -32,6 +32,20 @@ def there(folder: Path, file: Path, kind: str, **options) -> tuple[Store, import
     return store, report
 
 
+def without_status(folder: Path, kind: str) -> Store:
+    """A store with the records as Argilla's own `to_json` writes them again: without what a response's status was."""
+    records = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+    for record in records:
+        record["responses"] = {
+            question: [{name: one[name] for name in ("value", "user_id")} for one in answers]
+            for question, answers in record["responses"].items()
+        }
+    (folder / "argilla.json").write_text(json.dumps(records), encoding="utf-8")
+    store, report = there(folder / "c", folder / "argilla.json", kind)
+    assert report.errors == []
+    return store
+
+
 def export(store: Store, kind: str, form: str, path: Path) -> dict:
     return exports.export(store, 1, project.new(kind), form, path)
 
@@ -74,6 +88,8 @@ def test_another_tools_file_comes_back_whole(seed, kind, form):
         after, report = there(folder / "b", folder / "tasks.json", kind)
         assert report.errors == []
         assert content(after, names=True) == content(before, names=False)
+        if form == "argilla":
+            assert content(without_status(folder, kind), names=True) == content(before, names=False)
         for row in after.read.execute(
             "SELECT a.id, a.cuts_json, a.corrected, i.response FROM annotation a JOIN item i ON i.id = a.item "
             "WHERE a.verdict = 'corrected' AND ? = 'correction'",
@@ -301,3 +317,52 @@ def test_an_archives_members_are_read_by_name_and_nothing_is_unpacked(tmp_path):
     store, report = there(tmp_path / "in" / "b", tmp_path / "project.zip", "correction")
     assert report.errors == [] and not list(tmp_path.rglob("outside.txt"))
     store.close()
+
+
+def record(**answers) -> dict:
+    """A record as Argilla 2 writes it, a user's answers by question."""
+    responses = {name: [{"value": value, "user_id": "0b1c"}] for name, value in answers.items()}
+    fields = {"image": exchange.data_url("image/jpeg", picture()), "prompt": "What is it?", "response": RESPONSE}
+    head = {"id": "r1", "fields": fields, "metadata": {"model": "m"}, "suggestions": {}, "vectors": {}}
+    return head | {"responses": responses, "status": "completed", "_server_id": None}
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        (
+            {
+                "corrected": CORRECTED,
+                "segments": [
+                    {"label": "attributes", "start": 2, "end": 5},
+                    {"label": "positions", "start": 24, "end": 28},
+                ],
+            },
+            ("corrected", 2, ""),
+        ),
+        ({"corrected": RESPONSE}, ("clean", 0, "")),
+        ({"segments": []}, ("skipped", 0, "other: skipped in Argilla")),
+        ({"corrected": RESPONSE, "skip_reason": "too dark"}, ("skipped", 0, "other: too dark")),
+    ],
+)
+def test_argillas_responses_are_submissions_of_its_users(tmp_path, answers, found):
+    store, report = run(tmp_path, [record(**answers)])
+    assert (report.errors, report.annotations) == ([], 1)
+    (row,) = collected.finished(store.read, 1)
+    assert (row.verdict, len(row.segments), row.skip_reason) == found
+    assert [r["name"] for r in store.read.execute("SELECT name FROM annotator")] == ["argilla-0b1c"]
+    store.close()
+
+
+def test_a_span_without_words_counts_as_its_ends_fit_between_words(tmp_path):
+    response = "👩‍👩‍👧 👍🏽 and a red bus."
+    at = response.index("red")
+    for shift in (0, 5):  # code points, and Argilla's browser's UTF-16 units
+        span = {"label": "attributes", "start": at + shift, "end": at + 3 + shift}
+        one = record(corrected=response.replace("red", "blue"), segments=[span])
+        one["fields"]["response"] = response
+        store, report = run(tmp_path / str(shift), [one])
+        assert report.errors == []
+        (row,) = collected.finished(store.read, 1)
+        assert [s.src_text for s in row.segments] == ["red"]
+        store.close()

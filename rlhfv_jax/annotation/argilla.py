@@ -99,14 +99,19 @@ def _people(responses: Any, where: str) -> dict[str, dict[str, dict[str, Any]]]:
 def _work(
     answers: dict[str, dict[str, Any]], user: str, where: str, raw: str, response: str, project: Project, notes: Notes
 ) -> Work | None:
-    """A user's answers to a record's questions; None for a draft. Argilla's own files do not say which are drafts."""
+    """A user's answers to a record's questions; None for a draft.
+
+    The files that Argilla writes do not have a response's status. Without it a reason to skip means that the record
+    was discarded, and so does a correction that is missing, since its question is required.
+    """
     states = {one.get("status") for one in answers.values()}
     if "draft" in states:
         return None
     person = f"argilla-{user}"
-    if "discarded" in states:
-        reason = answers.get(REASON, {}).get("value")
-        return exchange.skip(str(reason or ""), response, person, "Argilla", notes)
+    reason = str(answers.get(REASON, {}).get("value") or "")
+    missing = project.kind == "correction" and answers.get(CORRECTED, {}).get("value") is None
+    if "discarded" in states or ("submitted" not in states and (reason.strip() or missing)):
+        return exchange.skip(reason, response, person, "Argilla", notes)
     spans = answers.get(SEGMENTS, {}).get("value")
     found = [
         _span(one, f"{where}, {SEGMENTS} {i}", raw, response, project) for i, one in enumerate(_list(spans, where))
