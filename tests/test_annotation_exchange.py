@@ -1,10 +1,15 @@
 """Projects to other tools, to an archive, and back: nothing is lost, and what is unusable is named."""
 
+import io
 import json
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 pytest.importorskip("regex")
@@ -12,12 +17,14 @@ from annotation_world import CORRECTED, RESPONSE, picture
 from exchange_world import build, content
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rlhfv_jax.annotation import assignment, collected, diff, exchange, exports, imports, project
 from rlhfv_jax.annotation.store import Store
+from rlhfv_jax.data import sources
 from rlhfv_jax.errors import UserError
 
-few = settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+few = settings(max_examples=5, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 seeds = st.integers(0, 10**9)
 kinds = st.sampled_from(["correction", "mhumaneval"])
 
@@ -366,3 +373,44 @@ def test_a_span_without_words_counts_as_its_ends_fit_between_words(tmp_path):
         (row,) = collected.finished(store.read, 1)
         assert [s.src_text for s in row.segments] == ["red"]
         store.close()
+
+
+def test_a_tfds_build_holds_the_pairs_of_the_parquet_with_images_and_segments(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    store = build(tmp_path / "a", 4)
+    counts = export(store, "correction", "tfds", tmp_path / "tfds")["counts"]
+    assert export(store, "correction", "parquet", tmp_path / "pairs.parquet")["counts"] == counts
+    pairs = sources.read(tmp_path / "pairs.parquet")
+    assert sources.digest(sources.read(tmp_path / "tfds")) == sources.digest(pairs)
+    builder = tfds.builder_from_directory(tmp_path / "tfds" / "rlhfv" / "1.0.0")  # as anybody reads it
+    rows = builder.as_data_source("train")
+    assert len(rows) == counts["pairs"] > 3
+    for row, pair in zip(rows, pairs, strict=True):
+        assert [row[name].decode() for name in ("id", "chosen", "rejected")] == [pair.id, pair.chosen, pair.rejected]
+        assert np.array_equal(row["image"], np.asarray(Image.open(io.BytesIO(pair.image)).convert("RGB")))
+        spans = row["rejected_segments"]
+        found = zip(spans["start"], spans["end"], spans["type"], strict=True)
+        assert [(int(a), int(b), kind.decode()) for a, b, kind in found] == [
+            (s.start, s.end, s.type) for s in pair.segments[1]
+        ]
+    with pytest.raises(UserError, match="already holds a data set"):
+        export(store, "correction", "tfds", tmp_path / "tfds")
+    store.close()
+
+
+def test_the_command_line_takes_a_project_to_another_directory_and_another_tool(tmp_path):
+    store = build(tmp_path / "a", 21)
+    export(store, "correction", "archive", tmp_path / "project.zip")
+    store.close()
+
+    def annotate(*given: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "rlhfv_jax.annotate", f"--project={tmp_path / 'b'}", *given]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    taken = annotate(f"--import={tmp_path / 'project.zip'}", "--name=mine")
+    assert taken.returncode == 0 and "finished annotations came along" in taken.stdout
+    refused = annotate(f"--export={tmp_path / 'tasks.json'}")
+    assert refused.returncode == 1 and "--export_format=label_studio" in refused.stderr
+    assert annotate(f"--export={tmp_path / 'tasks.json'}", "--export_format=label_studio").returncode == 0
+    config = ElementTree.parse(tmp_path / "tasks.config.xml").getroot()
+    assert [label.get("value") for label in config.iter("Label")] == list(project.new("correction").type_keys)
