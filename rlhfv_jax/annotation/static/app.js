@@ -12,6 +12,7 @@ const SCREENS = {
   mine: () => import("./history.js"),
   stats: () => import("./statistics.js"),
   admin: () => import("./admin.js"),
+  compare: () => import("./comparison.js"),
 };
 const LINKS = { work: "Work", mine: "History", stats: "Statistics", admin: "Administration" };
 
@@ -108,7 +109,7 @@ function App() {
   const signOut = () => call("DELETE", "/api/session").then(() => setPerson(null), (error) => setFailure(error.message));
   const project = projects.find((p) => p.id === at.project);
   const ready = Screen?.name === at.screen;
-  const lost = at.screen !== "home" && !project;
+  const lost = !["home", "compare"].includes(at.screen) && !project;
   return html`
     <a class="jump" href="#main" onClick=${(e) => (e.preventDefault(), document.getElementById("main").focus())}>To the content</a>
     <${Head} person=${person} projects=${projects} at=${at} signOut=${signOut} />
