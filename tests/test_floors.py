@@ -91,6 +91,7 @@ FLOOR = {
     "rlhfv_jax.annotation.schema": 1,
     "rlhfv_jax.annotation.security": 1,
     "rlhfv_jax.annotation.checks": 2,
+    "rlhfv_jax.annotation.overlaps": 2,
     "rlhfv_jax.annotation.pictures": 2,
     "rlhfv_jax.annotation.store": 2,
     "rlhfv_jax.annotation.collected": 3,

@@ -53,6 +53,11 @@ MIGRATIONS = (
     CREATE INDEX event_by_annotation ON event(annotation, rev);
     CREATE INDEX item_by_priority ON item(project, priority DESC, id);
     """,
+    """
+    CREATE TABLE adjudication(
+        item INTEGER PRIMARY KEY REFERENCES item(id), reviewer INTEGER NOT NULL REFERENCES annotator(id),
+        result_json TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL) STRICT;
+    """,
 )
 
 
