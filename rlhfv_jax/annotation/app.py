@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rlhfv_jax.annotation import administration, api
+from rlhfv_jax.annotation import administration, api, reviewing
 from rlhfv_jax.annotation.faults import Fault, NotFound
 from rlhfv_jax.annotation.security import LOCAL, Guard
 from rlhfv_jax.annotation.serving import Server, reply
@@ -40,6 +40,7 @@ def build(server: Server, hosts: Sequence[str] = LOCAL, import_limit: int = IMPO
         routes=[
             *api.ROUTES,
             *administration.ROUTES,
+            *reviewing.ROUTES,
             Route("/", static, methods=["GET"]),
             Route("/static/{name:path}", static, methods=["GET"]),
         ],

@@ -46,13 +46,20 @@ class Finished(NamedTuple):
         return "gold" if self.origin == "gold" else f"annotator-{self.annotator}"
 
 
-def finished(c: sqlite3.Connection, project: int) -> list[Finished]:
-    """Submitted and skipped annotations by item, those of one item by time. Raises UserError for a damaged segment."""
+def finished(c: sqlite3.Connection, project: int, item: int | None = None, several: bool = False) -> list[Finished]:
+    """Submitted and skipped annotations by item, those of one item by time. Raises UserError for a damaged segment.
+
+    `item` picks one, `several` those that more than one person does, gold ones left out.
+    """
+    which = " AND i.id = :item" if item is not None else ""
+    which += " AND i.n_annotators > 1 AND i.gold_json IS NULL" if several else ""
+    values = {"project": project, "item": item}
     segments: dict[int, list[Typed]] = {}
     for row in c.execute(
         "SELECT s.* FROM segment s JOIN annotation a ON a.id = s.annotation JOIN item i ON i.id = a.item "
-        "WHERE i.project = ? AND a.verdict = 'corrected' AND a.state = 'submitted' ORDER BY s.annotation, s.ord",
-        (project,),
+        f"WHERE i.project = :project AND a.verdict = 'corrected' AND a.state = 'submitted'{which} "
+        "ORDER BY s.annotation, s.ord",
+        values,
     ):
         change = Change(row["src0"], row["src1"], row["dst0"], row["dst1"])
         segments.setdefault(row["annotation"], []).append(
@@ -65,12 +72,12 @@ def finished(c: sqlite3.Connection, project: int) -> list[Finished]:
         "a.rev, a.verdict, a.skip_reason, a.corrected, a.active_ms, a.opened, a.updated, i.n_annotators, "
         "i.gold_json AS gold "
         "FROM annotation a JOIN item i ON i.id = a.item JOIN image m ON m.sha256 = i.image_sha256 "
-        "WHERE i.project = ? AND a.state IN ('submitted', 'skipped') ORDER BY i.id, a.updated, a.id",
-        (project,),
+        f"WHERE i.project = :project AND a.state IN ('submitted', 'skipped'){which} ORDER BY i.id, a.updated, a.id",
+        values,
     ):
-        values = dict(row)
-        typed = tuple(segments.get(values.pop("annotation"), ()))
-        one = Finished(**(values | {"source": json.loads(values["source"]), "segments": typed}))
+        fields = dict(row)
+        typed = tuple(segments.get(fields.pop("annotation"), ()))
+        one = Finished(**(fields | {"source": json.loads(fields["source"]), "segments": typed}))
         _check(one)
         found.append(one)
     return found
@@ -103,9 +110,9 @@ class Outcome(NamedTuple):
         return [*self.rows, *extra]
 
 
-def outcomes(c: sqlite3.Connection, project: int) -> list[Outcome]:
-    """Of every item that somebody finished, and of every gold item that somebody did."""
-    rows = finished(c, project)
+def outcomes(c: sqlite3.Connection, project: int, item: int | None = None, several: bool = False) -> list[Outcome]:
+    """Of every item that somebody finished, gold ones too; `item` and `several` as `finished`."""
+    rows = finished(c, project, item, several)
     decided = {
         row["item"]: row
         for row in c.execute(
@@ -113,9 +120,9 @@ def outcomes(c: sqlite3.Connection, project: int) -> list[Outcome]:
         )
     }
     found = []
-    for item, of in itertools.groupby(rows, key=lambda row: row.item):
+    for number, of in itertools.groupby(rows, key=lambda row: row.item):
         one = tuple(of)
-        adjudicated = _adjudicated(one[0], decided[item]) if item in decided else None
+        adjudicated = _adjudicated(one[0], decided[number]) if number in decided else None
         found.append(outcome(one, adjudicated))
     return found
 
