@@ -55,9 +55,7 @@ _KEEP_GOING = flags.DEFINE_bool("keep_going", False, "With --import: take the go
 _EXPORT = flags.DEFINE_string("export", "", "Write pairs.parquet or .jsonl, a .csv, or for mhumaneval a folder.")
 _GOLD = flags.DEFINE_bool("with_gold", False, "With --export: gold items too, with their gold annotation.")
 _AGREEMENT = flags.DEFINE_bool("agreement", False, "Print how far people agree who did the same items.")
-_AGREEMENT_TABLE = flags.DEFINE_string(
-    "agreement_table", "", "Write the words that agreement is computed from, a .csv."
-)
+_AGREEMENT_TABLE = flags.DEFINE_string("agreement_table", "", "Write what agreement is computed from as .csv.")
 _STATS = flags.DEFINE_bool("stats", False, "Print the statistics.")
 _ADD = flags.DEFINE_string("add_person", "", "Add somebody of this name and print the token.")
 _ROLE = flags.DEFINE_enum("role", "annotator", list(people.ROLES), "With --add_person.")
@@ -73,22 +71,9 @@ _TEMPLATE = flags.DEFINE_string("template", "muffin", "The chat template of trai
 _IMPORT_MB = flags.DEFINE_integer("import_mb", 512, "The largest upload of an import.", 1)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print.")
 _OPTIONS = (
-    *(
-        _PROJECT,
-        _NAME,
-        _KIND,
-        _SETTINGS,
-        _IMPORT,
-        _QUESTIONS,
-        _IMAGES,
-        _PREFILL,
-        _ANNOTATORS,
-        _OVERLAP,
-        _DRY_RUN,
-        _KEEP_GOING,
-    ),
+    *(_PROJECT, _NAME, _KIND, _SETTINGS, _IMPORT, _QUESTIONS, _IMAGES, _PREFILL, _ANNOTATORS, _DRY_RUN, _KEEP_GOING),
     *(_EXPORT, _STATS, _ADD, _ROLE, _TOKEN, _BACKUP, _HOST, _HOSTS, _PORT, _CERTIFICATE, _KEY, _TOKENIZER, _TEMPLATE),
-    *(_IMPORT_MB, _FORMAT, _GOLD, _AGREEMENT, _AGREEMENT_TABLE),
+    *(_IMPORT_MB, _FORMAT, _OVERLAP, _GOLD, _AGREEMENT, _AGREEMENT_TABLE),
 )
 SHOWN = 20  # bad rows of an import on a terminal
 

@@ -124,19 +124,20 @@ def test_segments_are_matched_as_brute_force_would():
         ends = sorted(rng.sample(range(12), 2 * rng.randint(0, 3)))
         return list(zip(ends[::2], ends[1::2], strict=True))
 
+    def both(a: tuple[int, int], b: tuple[int, int]) -> int:
+        return min(a[1], b[1]) - max(a[0], b[0])
+
     for _ in range(300):
         left, right = some(), some()
         best = (0, 0)
         for n in range(min(len(left), len(right)) + 1):
             for a in itertools.permutations(range(len(left)), n):
                 for b in itertools.combinations(range(len(right)), n):
-                    shared = [
-                        min(left[i][1], right[j][1]) - max(left[i][0], right[j][0]) for i, j in zip(a, b, strict=True)
-                    ]
+                    shared = [both(left[i], right[j]) for i, j in zip(a, b, strict=True)]
                     if min(shared, default=1) > 0:
                         best = max(best, (n, sum(shared)))
         found = overlaps.matched(left, right)
-        sizes = [min(left[i][1], right[j][1]) - max(left[i][0], right[j][0]) for i, j in found]
+        sizes = [both(left[i], right[j]) for i, j in found]
         assert (len(found), sum(sizes)) == best and min(sizes, default=1) > 0
         assert len(overlaps.matched(right, left)) == len(found)
 

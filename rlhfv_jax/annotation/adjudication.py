@@ -81,7 +81,7 @@ def decide(
     rows = _sides(_complete(c, item), item, project)
     if base != before["rev"] or body.get("revisions") != [row.rev for row in rows]:
         raise Conflict("Somebody changed this item meanwhile; look at it again.", rev=before["rev"])
-    earlier = before.pop("earlier")
+    earlier: list[Any] = before.pop("earlier")
     if old:
         earlier = [*earlier, before | {"reviewer": old["reviewer"], "reason": old["reason"], "at": old["at"]}]
     sides = {row.pseudonym: row.rev for row in rows}

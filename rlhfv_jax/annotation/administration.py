@@ -111,7 +111,7 @@ async def make_export(request: Request, server: Server, person: Person) -> Any:
     identity = path_id(request, "project")
     settings = server.project(identity)
     wanted = await object_body(request)
-    kind = wanted.get("format")
+    kind, gold = wanted.get("format"), wanted.get("gold") is True
     if kind not in exports.FORMATS[settings.kind]:
         formats = ", ".join(exports.FORMATS[settings.kind])
         raise Invalid(f"format: expected one of {formats}.", [("format", f"expected one of {formats}")])
@@ -121,9 +121,7 @@ async def make_export(request: Request, server: Server, person: Person) -> Any:
         folder.mkdir(parents=True)
         names = {"parquet": "pairs.parquet", "jsonl": "pairs.jsonl", "csv": "annotations.csv", "spans": ""}
         try:
-            found = exports.export(
-                server.store, identity, settings, kind, folder / names[kind], wanted.get("gold") is True
-            )
+            found = exports.export(server.store, identity, settings, kind, folder / names[kind], gold)
         except UserError:
             if not any(folder.iterdir()):
                 folder.rmdir()

@@ -194,8 +194,8 @@ def demand_access(c: sqlite3.Connection, person: Person, identity: int) -> None:
 def blind(c: sqlite3.Connection, identity: int) -> bool:
     """Whether several people do the item and not all have finished: until then nobody sees anybody else's work."""
     row = c.execute(
-        "SELECT 1 FROM item i WHERE i.id = ? AND i.n_annotators > 1 AND i.n_annotators > (SELECT COUNT(*) FROM annotation "
-        "a WHERE a.item = i.id AND a.state IN ('submitted', 'skipped'))",
+        "SELECT 1 FROM item i WHERE i.id = ? AND i.n_annotators > 1 AND i.n_annotators > "
+        "(SELECT COUNT(*) FROM annotation a WHERE a.item = i.id AND a.state IN ('submitted', 'skipped'))",
         (identity,),
     ).fetchone()
     return row is not None

@@ -177,13 +177,12 @@ def _between(pairs: Sequence[Sequence[Pair]]) -> list[dict[str, Any]]:
     most = sorted(by_people.items(), key=lambda entry: (-len(entry[1]), entry[0]))[:MOST_PAIRS]
     found = []
     for (first, second), of in most:
-        verdicts = [[int(row.verdict == "corrected") for row in (p.first, p.second)] for p in of]
+        verdicts = [tuple(int(row.verdict == "corrected") for row in (p.first, p.second)) for p in of]
+        table = agreement.confusion([a for a, _ in verdicts], [b for _, b in verdicts], 2)
         hits = np.asarray([[2 * len(p.types), p.segments] for p in of], float)
         figures = agreement.figures(
             {
-                "kappa": Table(
-                    agreement.confusion(*zip(*verdicts, strict=True), 2), agreement.kappas, len(of), "items"
-                ),
+                "kappa": Table(table, agreement.kappas, len(of), "items"),
                 "overlap_f1": Table(hits, agreement.ratios, int(hits[:, 1].sum()), "segments"),
             }
         )
