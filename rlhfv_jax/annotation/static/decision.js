@@ -37,17 +37,25 @@ export function composed(response, sides, found, choices) {
     const ahead = [...more];
     place.sides.forEach((of, k) => of.forEach((s) => (more[k] += within(lists[k], s.dst0, s.dst1) - within(words, s.src0, s.src1))));
     const k = choices[i];
-    if (k === null) return;
+    if (k === null || !place.sides[k].length) return;
     const before = words.filter((w) => w.end <= place.src0).length, next = words.findIndex((w) => w.start >= place.src1);
     const after = next < 0 ? words.length : next, now = lists[k], first = before + ahead[k], last = after + more[k];
     const from = before ? words[before - 1].end : 0, to = after < words.length ? words[after].start : answer.length;
-    let start = first ? now[first - 1].end : 0;
-    const end = last < now.length ? now[last].start : texts[k].length;
+    let start = first ? now[first - 1].end : 0, end = last < now.length ? now[last].start : texts[k].length;
+    let [lead, tail] = [[], []];
+    if (!first && before && from >= at) { // the side begins here, the result does not
+      start = now[0]?.start ?? 0;
+      lead = answer.slice(from, words[before]?.start ?? from);
+    }
+    if (last === now.length && after < words.length) { // the side ends here, the result does not
+      end = last ? now[last - 1].end : 0;
+      tail = answer.slice(after ? words[after - 1].end : 0, to);
+    }
     if (from < at) start = first < last ? now[first].start : end; // the place before had this white space
-    out = out.concat(answer.slice(at, Math.max(at, from)));
+    out = out.concat(answer.slice(at, Math.max(at, from)), lead);
     const moved = out.length - start;
     kept.push(...place.sides[k].map((s) => ({ src0: s.src0, src1: s.src1, dst0: s.dst0 + moved, dst1: s.dst1 + moved, type: s.type })));
-    out = out.concat(texts[k].slice(start, end));
+    out = out.concat(texts[k].slice(start, end), tail);
     at = Math.max(at, to);
   });
   const corrected = out.concat(answer.slice(at)).join("");
@@ -56,7 +64,9 @@ export function composed(response, sides, found, choices) {
 
 // Cuts with which the compared texts fall into the wanted segments.
 function cutsFor(response, corrected, wanted) {
-  const fresh = compared(response, corrected), inside = (s, c) => s.src0 >= c.src0 && s.src1 <= c.src1 && s.dst0 >= c.dst0 && s.dst1 <= c.dst1;
+  const fresh = compared(response, corrected);
+  const lies = (s, c, from, to) => s[from] === s[to] || (s[from] >= c[from] && s[to] <= c[to]); // what is empty may lie a space off
+  const inside = (s, c) => lies(s, c, "src0", "src1") && lies(s, c, "dst0", "dst1");
   const splits = fresh.flatMap((c) => wanted.filter((s) => inside(s, c)).slice(1).map((s) => [s.src0, s.dst0]));
   const merges = wanted.flatMap((s) => fresh.filter((c) => inside(c, s)).slice(0, -1).map((c) => [c.src1, c.dst1]));
   return { splits, merges };
