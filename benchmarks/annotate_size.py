@@ -3,18 +3,19 @@
     python benchmarks/annotate_size.py --out=annotate_size.json
 
 An import of 10,000 answers of 64 words, each with an image of its own, drawn for two people by a share of 0.1. Then
-people have done all items but the last few, which is where looking for the next one takes longest. The statistics are
-of 5,700 items, the number of the paper's pairs; agreement is of as many items that two people did, which differ at random.
+people have done all items but the last few, which is where looking for the next one takes longest. Statistics are of
+5,700 items, the size of the published data; agreement is of as many that two people did, who differ at random.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import random
 import statistics as figures
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,23 @@ ANSWER = (  # 64 words, as the paper's answers have on average
 WRONG = {"red": "attributes", "right": "positions", "Three": "numbers", "umbrella": "objects", "green": "attributes"}
 
 
-def files(folder: Path) -> Path:
-    """The rows of the import, and their images."""
+def files(folder: Path, items: int, name: str, images: bool) -> Path:
+    """The rows of an import; each with an image of its own, or all with one."""
     lines = []
-    for i in range(_ITEMS.value):
-        Image.new("RGB", (336, 336), (i % 256, i // 256, 128)).save(folder / f"{i}.jpg", quality=80)
-        lines.append({"id": i, "prompt": "Describe the image.", "response": f"{ANSWER} {i}", "image": f"{i}.jpg"})
-    path = folder / "items.jsonl"
+    for i in range(items):
+        image = f"{i if images else 'one'}.jpg"
+        if images or not i:
+            Image.new("RGB", (336, 336), (i % 256, i // 256, 128)).save(folder / image, quality=80)
+        lines.append({"id": i, "prompt": "Describe the image.", "response": f"{ANSWER} {i}", "image": image})
+    path = folder / name
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
 
 def annotate(store: Store, identity: int, items: int, workers: list[int], share: float) -> None:
-    """Finished work in the store, as the saves of so many people would leave it; each corrects what is wrong by chance."""
+    """Finished work in the store, as so many people's saves leave it; each corrects what is wrong by chance."""
     rng = random.Random(0)
+    segments = functools.cache(lambda corrected: diff.segments(ANSWER, corrected))
 
     def work(c: Any) -> None:
         found = c.execute("SELECT id, response FROM item WHERE project = ? ORDER BY id LIMIT ?", (identity, items))
@@ -59,14 +63,15 @@ def annotate(store: Store, identity: int, items: int, workers: list[int], share:
             wrong = [word for word in WRONG if rng.random() < 0.5]
             for worker in workers:
                 words = [word for word in wrong if rng.random() < share]
-                corrected = response
+                corrected = ANSWER
                 for word in words:
-                    corrected = corrected.replace(f" {word} ", f" {word}ish ", 1)
-                changes = diff.segments(response, corrected)
+                    corrected = corrected.replace(f" {word}", f" {word}ish", 1)
+                changes = segments(corrected)
+                corrected += response[len(ANSWER) :]
                 values = (number, worker, corrected, "corrected" if changes else "clean")
                 row = c.execute(
-                    "INSERT INTO annotation(item, annotator, rev, state, corrected, cuts_json, verdict, active_ms, opened, "
-                    "updated) VALUES (?, ?, 1, 'submitted', ?, '{}', ?, 30000, 0, 0)",
+                    "INSERT INTO annotation(item, annotator, rev, state, corrected, cuts_json, verdict, active_ms, "
+                    "opened, updated) VALUES (?, ?, 1, 'submitted', ?, '{}', ?, 30000, 0, 0)",
                     values,
                 ).lastrowid
                 for i, s in enumerate(changes):
@@ -100,47 +105,52 @@ def next_items(store: Store, identity: int, person: Person) -> dict[str, float]:
     return {"median": figures.median(waits), "max": max(waits)}
 
 
+def made(store: Store, name: str, kind: str, overlap: float, path: Path) -> tuple[int, project.Project]:
+    """A project with the items of a file."""
+    settings = dataclasses.replace(project.new(kind), overlap=overlap)
+    identity = store.write(lambda c: assignment.add_project(c, name, settings))
+    report = imports.run(store, identity, path, imports.Options())
+    if report.errors or not report.added:
+        raise RuntimeError(f"{report.added} items were added, and {len(report.errors)} refused")
+    return identity, settings
+
+
+def measured(folder: Path) -> Iterator[tuple[str, Any]]:
+    """(what, figures), one after the other."""
+    store = Store(folder / "work")
+    for who in ("a", "b", "c"):
+        people.add(store, who)
+    last = Person(3, "c", "annotator")
+    path = files(folder, _ITEMS.value, "many.jsonl", True)
+    yield "import, s", seconds(lambda: made(store, "correction", "correction", 0.1, path), 1)
+    shared = files(folder, _ITEMS.value, "shared.jsonl", False)
+    for kind in project.KINDS:
+        identity = 1 if kind == "correction" else made(store, kind, kind, 0.1, shared)[0]
+        yield f"next item of {kind}, the first, ms", next_items(store, identity, last)
+        annotate(store, identity, _ITEMS.value - 20, [1, 2], 0.9)
+        yield f"next item of {kind}, the last, ms", next_items(store, identity, last)
+    path = files(folder, _DONE.value, "done.jsonl", False)
+    c = store.read
+    for name, overlap, workers in (("one person", 0.0, [1]), ("two people", 1.0, [1, 2])):
+        identity, settings = made(store, name, "correction", overlap, path)
+        annotate(store, identity, _DONE.value, workers, 0.9)
+        yield f"statistics, {name}, s", seconds(functools.partial(project_statistics.statistics, c, identity, settings))
+    yield (
+        "agreement, s",
+        seconds(lambda: comparison.report(collected.outcomes(c, identity, several=True), settings)),
+    )
+    yield "adjudication queue, s", seconds(lambda: adjudication.queue(c, identity))
+    store.close()
+
+
 def main(_: list[str]) -> None:
     values: dict[str, Any] = {"items": _ITEMS.value, "done": _DONE.value}
     with tempfile.TemporaryDirectory(prefix="annotate-size-", dir=os.environ.get("TMPDIR")) as name:
-        folder = Path(name)
-        store = Store(folder / "work")
-        for who in ("a", "b", "c"):
-            people.add(store, who)
-        last = Person(3, "c", "annotator")
-        path = files(folder)
-        for kind in project.KINDS:
-            settings = dataclasses.replace(project.new(kind), overlap=0.1)
-            identity = store.write(lambda c, kind=kind, settings=settings: assignment.add_project(c, kind, settings))
-            start = time.process_time(), time.perf_counter()
-            report = imports.run(store, identity, path, imports.Options())
-            cpu, wall = time.process_time() - start[0], time.perf_counter() - start[1]
-            if report.added != _ITEMS.value:
-                raise RuntimeError(f"{report.added} items were added, and {len(report.errors)} refused")
-            values[f"import {kind}"] = {"wall": wall, "cpu": cpu}
-            values[f"next item {kind}, first, ms"] = next_items(store, identity, last)
-            annotate(store, identity, _ITEMS.value - 20, [1, 2], 0.9)
-            values[f"next item {kind}, last, ms"] = next_items(store, identity, last)
-        settings = dataclasses.replace(project.new("correction"), overlap=1.0)
-        identity = store.write(lambda c: assignment.add_project(c, "shared", settings))
-        imports.run(store, identity, path, imports.Options())
-        annotate(store, identity, _DONE.value, [1, 2], 0.9)
-        c = store.read
-        single = dataclasses.replace(settings, overlap=0.0)
-        alone = store.write(lambda c: assignment.add_project(c, "alone", single))
-        imports.run(store, alone, path, imports.Options())
-        annotate(store, alone, _DONE.value, [1], 0.9)
-        values["statistics"] = seconds(lambda: project_statistics.statistics(c, alone, single))
-        values["statistics, every item done twice"] = seconds(
-            lambda: project_statistics.statistics(c, identity, settings)
-        )
-        values["agreement"] = seconds(
-            lambda: comparison.report(collected.outcomes(c, identity, several=True), settings)
-        )
-        values["adjudication queue"] = seconds(lambda: adjudication.queue(c, identity))
-        store.close()
+        for what, figure in measured(Path(name)):
+            values[what] = figure
+            print(f"{what}: {json.dumps(figure)}", flush=True)
     values["load_average"] = os.getloadavg()[0]
-    print(json.dumps(values, indent=2))
+    print(f"load average: {values['load_average']}")
     if _OUT.value:
         Path(_OUT.value).write_text(json.dumps(values, indent=2) + "\n")
 

@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 from annotation_world import RESPONSE, add, served
 from browser import VIEW, Problems, chromium, expect, page, press, sign_in, tab_to  # noqa: F401  (two are fixtures)
+from starlette.testclient import TestClient
 from test_annotate_browser import correct, submit
+from test_annotation_adjudication import given, work
 
-from rlhfv_jax.annotation import exports, people, project
+from rlhfv_jax.annotation import app, exports, people, project, serving
+from rlhfv_jax.annotation.collected import outcomes
 from rlhfv_jax.data import sources
 
 
@@ -60,7 +64,7 @@ def test_two_annotators_differ_and_a_reviewer_decides_by_keys(page, chromium, wo
     sides = page.locator(".side")
     a = "a" if "blue" in sides.nth(0).inner_text() else "b"  # the order tells no names
     b = {"a": "b", "b": "a"}[a]
-    editor = page.get_by_label("Answer, corrected in place")
+    editor = page.get_by_label("Result")
     press(page, b)
     expect(editor).to_have_value(RESPONSE.replace("red", "green"))
     press(page, "k", a, a)
@@ -92,3 +96,48 @@ def test_two_annotators_differ_and_a_reviewer_decides_by_keys(page, chromium, wo
     expect(page.get_by_role("heading", name="Measures")).to_be_visible()
     expect(page.locator("main")).to_contain_text("undefined (no variation)")
     expect(page.get_by_role("link", name="Administration")).to_have_count(0)
+
+
+def differ(world) -> None:
+    """Both people's work on the first item of each project, through the interface without a browser."""
+    application = app.build(serving.Server(world.store), hosts=["testserver"])
+    for name, text, kind in (("ada", RESPONSE.replace("red", "blue"), "others"), ("bob", RESPONSE, "objects")):
+        client = TestClient(application, headers={"X-Requested-With": "rlhfv"})
+        client.post("/api/session", json={"token": world.tokens[name]})
+        assert given(client) == 1 and work(client, 1, text, ["attributes"]).status_code == 200
+        item = client.post("/api/projects/2/next").json()["item"]
+        segments = [{"src0": 2, "src1": 5, "dst0": 2, "dst1": 5, "type": kind}]
+        assert work(client, item, verdict="corrected", segments=segments).status_code == 200
+
+
+@pytest.mark.slow
+def test_labels_are_decided_by_keys_and_axe_finds_nothing_serious(page, world):  # noqa: F811
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    differ(world)
+    sign_in(page, world, "rita")
+    found = []
+    for path, ready in (
+        ("1/adjudicate", "Decide the first"),
+        ("1/adjudicate/1", "undecided"),
+        ("1/agreement", "Two by two"),
+        ("1/stats", "Gold F1:"),
+        ("2/adjudicate/3", "undecided"),
+    ):
+        page.goto(f"{world.url}/#/p/{path}")
+        expect(page.locator("main")).to_contain_text(ready)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            for one in axe.Axe().run(page).response["violations"]:
+                if one["impact"] in ("serious", "critical"):
+                    found.append((path, scheme, one["id"], [node["html"][:160] for node in one["nodes"]][:3]))
+    assert found == []
+    press(page, "a")
+    expect(page.locator(".word.marked")).to_have_text(re.compile("red"))
+    press(page, *["ArrowRight"] * 3, "Shift+ArrowLeft", "1")  # "bus" and "red" overlap what was taken
+    expect(page.locator(".problems")).to_contain_text("overlap")
+    press(page, "Escape", *["ArrowRight"] * 5, "2")
+    expect(page.locator(".tally")).to_have_text("2 segments")
+    press(page, "Control+Enter")
+    expect(page.locator("main")).to_contain_text("Nothing is waiting")
+    (one,) = outcomes(world.store.read, 2)
+    assert one.state == "adjudicated" and len(one.counts.segments) == 2 and one.counts.segments[0].src_text == "red"

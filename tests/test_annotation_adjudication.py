@@ -257,6 +257,12 @@ def test_a_store_of_the_first_version_is_copied_and_upgraded_with_everything_in_
         del values["overlap"], values["gold"]  # settings of that time
         row = ("old", "correction", json.dumps(values))
         store.write(lambda c: c.execute("INSERT INTO project VALUES (1, ?, ?, ?, 0.0)", row) and None)
+        item = "INSERT INTO item(id, project, ext_id, image_sha256, prompt, response, model, source_json) "
+        store.write(lambda c: c.execute(f"{item} VALUES (1, 1, 'a', ?, '', 'A bus.', '', '{{}}')", image[:1]) and None)
+        people.add(store, "ada")
+        done = "INSERT INTO annotation(item, annotator, rev, state, corrected, cuts_json, verdict, opened, updated) "
+        values = "VALUES (1, 1, 1, 'submitted', 'A bus.', '{}', 'clean', 0.0, 0.0)"
+        store.write(lambda c: c.execute(done + values) and None)
         store.close()
     path = tmp_path / "work" / FILE
     assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (1,)
@@ -265,6 +271,8 @@ def test_a_store_of_the_first_version_is_copied_and_upgraded_with_everything_in_
     assert store.read.execute("SELECT COUNT(*) FROM adjudication").fetchone()[0] == 0
     assert store.read.execute("SELECT sha256 FROM image").fetchone()[0] == image[0]
     assert assignment.project_of(store.read, 1).overlap == 0.0
+    assert store.read.execute("SELECT filled FROM item").fetchone()[0] == 1
+    assert [one.state for one in collected.outcomes(store.read, 1)] == ["single"]
     store.close()
     (copy,) = path.parent.glob("*before-schema*")
     assert sqlite3.connect(copy).execute("PRAGMA user_version").fetchone() == (1,)

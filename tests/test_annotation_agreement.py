@@ -142,6 +142,18 @@ def test_segments_are_matched_as_brute_force_would():
         assert len(overlaps.matched(right, left)) == len(found)
 
 
+def test_places_that_are_the_same_are_matched_without_a_look_at_words():
+    rng = random.Random(0)
+    for _ in range(300):
+        sides = []
+        for _ in range(2):
+            ends = sorted(rng.choices(range(len(RESPONSE)), k=2 * rng.randint(0, 3)))
+            sides.append([Change(a, b, 0, 0) for a, b in zip(ends[::2], ends[1::2], strict=True)])
+        for left, right in (sides, sides[:1] * 2):
+            marks = [overlaps.stretches(side, RESPONSE) for side in (left, right)]
+            assert len(overlaps.pairs(left, right, RESPONSE)) == len(overlaps.matched(*marks))
+
+
 def test_common_words_are_a_longest_common_subsequence():
     rng = random.Random(0)
     for _ in range(200):

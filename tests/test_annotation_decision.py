@@ -19,7 +19,8 @@ const cases = JSON.parse(readFileSync(0, "utf8"));
 console.log(JSON.stringify(cases.map(({{ response, sides, draws }}) => {{
   const found = places(sides), make = (choices) => composed(response, sides, found, choices);
   const mixed = found.map((_, i) => draws[i % draws.length]);
-  return {{ places: found.length, none: make(found.map(() => null)), each: sides.map((_, k) => make(found.map(() => k))),
+  const all = (side) => make(found.map(() => side));
+  return {{ none: all(null), each: sides.map((_, k) => all(k)),
     mixed: make(mixed), taken: found.flatMap((p, i) => (mixed[i] === null ? [] : p.sides[mixed[i]])) }};
 }})));
 """

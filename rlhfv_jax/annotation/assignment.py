@@ -1,5 +1,6 @@
 """Who works on what: items, leases with an end, progress. Functions of a connection; leases run in the writer."""
 
+import functools
 import hashlib
 import json
 import sqlite3
@@ -80,6 +81,7 @@ def project_of(c: sqlite3.Connection, identity: int) -> Project:
     return projects.from_dict(json.loads(row["config_json"]), row["name"])
 
 
+@functools.lru_cache(maxsize=2**17)
 def shuffled(seed: int, person: int | str, identity: int | str) -> bytes:
     """A place in an annotator's own order, the same every time."""
     return hashlib.sha256(f"{seed}/{person}/{identity}".encode()).digest()
@@ -105,11 +107,11 @@ GOLD = """
     AND NOT EXISTS (SELECT 1 FROM annotation a WHERE a.item = i.id AND a.annotator = :person)
     AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.item = i.id AND l.annotator = :person AND l.expires > :now)
 """
+# Items with a place: `filled` and its index keep those out that are done, so that a late search is no longer one.
 FREE = """
-    SELECT i.id FROM item i WHERE i.project = :project AND i.gold_json IS NULL
+    SELECT i.id FROM item i WHERE i.project = :project AND i.gold_json IS NULL AND i.filled < i.n_annotators
     AND NOT EXISTS (SELECT 1 FROM annotation a WHERE a.item = i.id AND a.annotator = :person)
-    AND (SELECT COUNT(*) FROM annotation a WHERE a.item = i.id AND a.state IN ('submitted', 'skipped'))
-      + (SELECT COUNT(*) FROM lease l WHERE l.item = i.id AND l.annotator <> :person AND l.expires > :now)
+    AND i.filled + (SELECT COUNT(*) FROM lease l WHERE l.item = i.id AND l.annotator <> :person AND l.expires > :now)
       < i.n_annotators
 """
 
@@ -194,9 +196,7 @@ def demand_access(c: sqlite3.Connection, person: Person, identity: int) -> None:
 def blind(c: sqlite3.Connection, identity: int) -> bool:
     """Whether several people do the item and not all have finished: until then nobody sees anybody else's work."""
     row = c.execute(
-        "SELECT 1 FROM item i WHERE i.id = ? AND i.n_annotators > 1 AND i.n_annotators > "
-        "(SELECT COUNT(*) FROM annotation a WHERE a.item = i.id AND a.state IN ('submitted', 'skipped'))",
-        (identity,),
+        "SELECT 1 FROM item WHERE id = ? AND n_annotators > 1 AND n_annotators > filled", (identity,)
     ).fetchone()
     return row is not None
 

@@ -149,10 +149,10 @@ def conflict(rows: Sequence[Finished]) -> str:
     if rows[0].verdict != "corrected":
         return ""
     found = ""
-    marks = [overlaps.stretches([s.change for s in row.segments], row.response) for row in rows]
+    changes = [[s.change for s in row.segments] for row in rows]
     for i, j in itertools.combinations(range(len(rows)), 2):
-        pairs = overlaps.matched(marks[i], marks[j])
-        if overlaps.f1(len(pairs), len(marks[i]), len(marks[j])) < ENOUGH:
+        pairs = overlaps.pairs(changes[i], changes[j], rows[0].response)
+        if overlaps.f1(len(pairs), len(changes[i]), len(changes[j])) < ENOUGH:
             return "segments"
         if any(rows[i].segments[a].type != rows[j].segments[b].type for a, b in pairs):
             found = "types"

@@ -40,16 +40,18 @@ def pair(first: Finished, second: Finished) -> Pair:
     """Compares two annotations of an item, neither of them a skip."""
     if first.annotator > second.annotator:
         first, second = second, first
-    sides = [overlaps.stretches([s.change for s in row.segments], row.response) for row in (first, second)]
+    changes = [[s.change for s in row.segments] for row in (first, second)]
     places = [Counter((s.change.src0, s.change.src1) for s in row.segments) for row in (first, second)]
-    types = tuple((first.segments[i].type, second.segments[j].type) for i, j in overlaps.matched(*sides))
+    types = tuple(
+        (first.segments[i].type, second.segments[j].type) for i, j in overlaps.pairs(*changes, first.response)
+    )
     a, b = first.corrected.split(), second.corrected.split()
     return Pair(
         item=first.item,
         first=first,
         second=second,
         exact=(places[0] & places[1]).total(),
-        types=types,
+        types=tuple((first.segments[i].type, second.segments[j].type) for i, j in matched),
         similarity=overlaps.f1(overlaps.common_words(a, b) if a != b else len(a), len(a), len(b)),
     )
 

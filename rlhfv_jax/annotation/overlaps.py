@@ -15,7 +15,8 @@ _LETTER = re.compile(r"[^\W_]")
 @functools.lru_cache(maxsize=1024)
 def words(response: str) -> tuple[Stretch, ...]:
     """Code points [start, end) of every word of the answer; signs are none."""
-    return tuple((start, end) for start, end in diff.tokens(response) if _LETTER.search(response, start, end))
+    places = diff.tokens(response)
+    return tuple(p for p in places if response[p[0]].isalnum() or (p[1] - p[0] > 1 and _LETTER.search(response, *p)))
 
 
 def stretches(changes: Sequence[Change], response: str) -> list[Stretch]:
@@ -29,6 +30,15 @@ def stretches(changes: Sequence[Change], response: str) -> list[Stretch]:
             first, last = max(0, first - 1), min(max(1, first), len(places))
         found.append((first, last))
     return found
+
+
+def pairs(left: Sequence[Change], right: Sequence[Change], response: str) -> list[tuple[int, int]]:
+    """`matched` of the words that the changes touch, without looking at words where the places are the same."""
+    if not left or not right:
+        return []
+    if [c[:2] for c in left] == [c[:2] for c in right]:
+        return [(i, i) for i in range(len(left))]
+    return matched(stretches(left, response), stretches(right, response))
 
 
 def matched(left: Sequence[Stretch], right: Sequence[Stretch]) -> list[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """The paper's row about its data, beside the project's own; and MHumanEval's columns. Intervals are of 95 percent."""
 
+import functools
 import math
 import sqlite3
 from collections import Counter
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhfv_jax.annotation import comparison, gold, overlaps
+from rlhfv_jax.annotation import comparison, gold
 from rlhfv_jax.annotation.collected import STATES, Finished, Outcome, outcomes
 from rlhfv_jax.annotation.project import Project
 
@@ -61,6 +62,7 @@ def wilson(count: int, n: int) -> dict[str, float | int | None]:
     return {"count": count, "n": n, "value": 100 * share, "low": 100 * low, "high": 100 * high}
 
 
+@functools.lru_cache(maxsize=4)
 def _weights(n: int) -> np.ndarray:
     """float[RESAMPLES, n]: how much of each resample's mean every response makes up."""
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
@@ -170,8 +172,8 @@ def _rewritten(row: Finished) -> bool:
     """Whether more than half of the words were marked."""
     if not row.segments:
         return False
-    marked = overlaps.stretches([s.change for s in row.segments], row.response)
-    return 2 * sum(last - first for first, last in marked) > len(overlaps.words(row.response)) > 3
+    marked = sum(len(segment.src_text.split()) for segment in row.segments)
+    return 2 * marked > len(row.response.split()) > 3
 
 
 def lines(values: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -30,7 +30,7 @@ function Queue({ project }) {
     <h1>Adjudicate</h1>
     <dl class="counts">
       <div><dt>To decide</dt><dd>${waiting}</dd></div><div><dt>Decided</dt><dd>${adjudicated}</dd></div>
-      <div><dt>Agreed</dt><dd>${agreed}</dd></div><div><dt>With one person still to come</dt><dd>${open}</dd></div>
+      <div><dt>Agreed</dt><dd>${agreed}</dd></div><div><dt>Not done by all yet</dt><dd>${open}</dd></div>
     </dl>
     ${waiting === 0
       ? html`<p class="hint">Nothing is waiting. Items that several people did come here where they differ in the verdict, in most segments, or in a type.</p>`
@@ -71,7 +71,7 @@ function Case({ project, item, go }) {
           <${Shown} project=${project} response=${work.item.response} copy=${side} />
           ${side.skip_reason && html`<p class="hint">${side.skip_reason}</p>`}</section>`)}</div>
         <${Places} work=${work} />
-        ${work.labels ? html`<${Label} work=${work} selection=${selection.current} />` : html`<${Correct} work=${work} editor=${editor} />`}
+        ${work.labels ? html`<${Label} work=${work} selection=${selection.current} />` : html`<${Correct} work=${work} editor=${editor} label="Result" />`}
         <${Segments} work=${work} acts=${acts} open=${(name) => name === "split" && setDialog("split")} />
       </div>
       <${Foot} work=${work} acts=${acts} reason=${reason} open=${setDialog} />

@@ -20,7 +20,7 @@ export default function Agreement({ project }) {
     <dl class="counts">
       <div><dt>Items in common</dt><dd>${found.items}</dd></div><div><dt>Annotators</dt><dd>${found.annotators}</dd></div>
       <div><dt>Agreed</dt><dd>${agreed}</dd></div><div><dt>To decide</dt><dd>${waiting}</dd></div><div><dt>Decided</dt><dd>${adjudicated}</dd></div>
-      <div><dt>With one person still to come</dt><dd>${open}</dd></div>
+      <div><dt>Not done by all yet</dt><dd>${open}</dd></div>
     </dl>
     ${waiting > 0 && html`<p><a href=${address(project.id, "adjudicate")}>Decide where they differ</a></p>`}
     ${found.items === 0 ? html`<p class="hint">Figures appear when two people have finished the same item: give several people the same items at the import.</p>` : html`

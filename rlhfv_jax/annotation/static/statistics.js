@@ -24,6 +24,7 @@ export default function Statistics({ project }) {
       <div><dt>Finished</dt><dd>${found.finished}</dd></div>
       <div><dt>${project.kind === "correction" ? "Corrected" : "With hallucination"}</dt><dd>${corrected}</dd></div>
       <div><dt>No hallucination</dt><dd>${clean}</dd></div><div><dt>Skipped</dt><dd>${skipped}</dd></div>
+      ${found.states.needs_adjudication > 0 && html`<div><dt>Items to adjudicate</dt><dd>${found.states.needs_adjudication}</dd></div>`}
     </dl>
     ${found.finished === 0 ? html`<p class="hint">Figures appear when the first item is finished.</p>`
       : project.kind === "correction" ? html`<${Corrections} project=${project} found=${found} />` : html`<${Labels} project=${project} found=${found} />`}
