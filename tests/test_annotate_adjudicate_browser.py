@@ -75,7 +75,7 @@ def test_two_annotators_differ_and_a_reviewer_decides_by_keys(page, chromium, wo
     expect(editor).to_be_focused()
     press(page, "End", "ArrowLeft", *["Backspace"] * 3)
     page.keyboard.type("women")
-    press(page, "Escape", ".", "1")
+    press(page, "Escape", "1")
     expect(page.locator(".tally")).to_have_text("2 segments")
     press(page, "r")
     page.keyboard.type("Blue, and women.")

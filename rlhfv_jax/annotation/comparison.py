@@ -42,9 +42,7 @@ def pair(first: Finished, second: Finished) -> Pair:
         first, second = second, first
     changes = [[s.change for s in row.segments] for row in (first, second)]
     places = [Counter((s.change.src0, s.change.src1) for s in row.segments) for row in (first, second)]
-    types = tuple(
-        (first.segments[i].type, second.segments[j].type) for i, j in overlaps.pairs(*changes, first.response)
-    )
+    matched = overlaps.pairs(*changes, first.response)
     a, b = first.corrected.split(), second.corrected.split()
     return Pair(
         item=first.item,
