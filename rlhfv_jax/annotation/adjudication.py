@@ -74,7 +74,7 @@ def decide(
     Raises Conflict where somebody changed a side or decided meanwhile.
     """
     old = c.execute("SELECT * FROM adjudication WHERE item = ?", (item.id,)).fetchone()
-    before = json.loads(old["result_json"]) if old else {"rev": 0, "earlier": []}
+    before: dict[str, Any] = json.loads(old["result_json"]) if old else {"rev": 0, "earlier": []}
     base, op_id = checks.operation(body)
     if before.get("op_id") == op_id:
         return {"rev": before["rev"]}

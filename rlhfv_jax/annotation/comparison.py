@@ -40,9 +40,9 @@ def pair(first: Finished, second: Finished) -> Pair:
     """Compares two annotations of an item, neither of them a skip."""
     if first.annotator > second.annotator:
         first, second = second, first
-    changes = [[s.change for s in row.segments] for row in (first, second)]
+    left, right = ([s.change for s in row.segments] for row in (first, second))
     places = [Counter((s.change.src0, s.change.src1) for s in row.segments) for row in (first, second)]
-    matched = overlaps.pairs(*changes, first.response)
+    matched = overlaps.pairs(left, right, first.response)
     a, b = first.corrected.split(), second.corrected.split()
     return Pair(
         item=first.item,
@@ -162,7 +162,7 @@ def _words(items: Sequence[tuple[Finished, ...]], keys: Sequence[str]) -> tuple[
                 for (start, end), segment in reversed(found):  # of two at one word the first counts
                     marks[start:end] = [numbers[segment.type]] * (end - start)
             column.extend(marks)
-    return np.asarray(columns, int).reshape(most, -1), np.repeat(np.arange(len(items)), sizes)
+    return np.asarray(columns, int).reshape(most, sum(sizes)), np.repeat(np.arange(len(items)), sizes)
 
 
 def _by_item(terms: np.ndarray, of: np.ndarray, items: int) -> np.ndarray:
