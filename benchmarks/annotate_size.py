@@ -22,7 +22,7 @@ from typing import Any
 from absl import app, flags
 from PIL import Image
 
-from rlhfv_jax.annotation import adjudication, assignment, collected, comparison, diff, imports, people, project
+from rlhfv_jax.annotation import adjudication, agreement_report, assignment, collected, diff, imports, people, project
 from rlhfv_jax.annotation import statistics as project_statistics
 from rlhfv_jax.annotation.people import Person
 from rlhfv_jax.annotation.store import Store
@@ -140,7 +140,7 @@ def measured(folder: Path) -> Iterator[tuple[str, Any]]:
         yield f"statistics, {name}, s", seconds(functools.partial(project_statistics.statistics, c, identity, settings))
     yield (
         "agreement, s",
-        seconds(lambda: comparison.report(collected.outcomes(c, identity, several=True), settings)),
+        seconds(lambda: agreement_report.report(collected.outcomes(c, identity, several=True), settings)),
     )
     yield "adjudication queue, s", seconds(lambda: adjudication.queue(c, identity))
     store.close()

@@ -26,9 +26,9 @@ from rich.table import Table
 
 from rlhfv_jax import cli
 from rlhfv_jax.annotation import (
+    agreement_report,
     assignment,
     collected,
-    comparison,
     exports,
     imports,
     people,
@@ -192,21 +192,21 @@ def _print_statistics(store: Store) -> None:
 
 def _print_agreement(store: Store) -> None:
     identity, settings = _project(store)
-    values = comparison.report(collected.outcomes(store.read, identity, several=True), settings)
+    values = agreement_report.report(collected.outcomes(store.read, identity, several=True), settings)
     if _FORMAT.value == "json":
         print(json.dumps(values))
         return
     states = ", ".join(f"{count} {name}" for name, count in values["states"].items())
     print(f"{values['items']} items, {values['annotators']} annotators ({states})")
     table = Table("level", "measure", "value [95 % interval]", "of", box=None, padding=(0, 2, 0, 0))
-    for line in comparison.lines(values):
+    for line in agreement_report.lines(values):
         table.add_row(*line)
     Console().print(table)
 
 
 def _write_agreement(store: Store) -> None:
     identity, _ = _project(store)
-    text = comparison.raw(collected.outcomes(store.read, identity, several=True))
+    text = agreement_report.raw(collected.outcomes(store.read, identity, several=True))
     print(exports.write(Path(_AGREEMENT_TABLE.value), text))
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import cohen_kappa_score
 pytest.importorskip("regex")
 from annotation_world import RESPONSE
 
-from rlhfv_jax.annotation import agreement, comparison, diff, overlaps, project
+from rlhfv_jax.annotation import agreement, agreement_report, diff, overlaps, project
 from rlhfv_jax.annotation.agreement import Table
 from rlhfv_jax.annotation.checks import Typed
 from rlhfv_jax.annotation.collected import Finished, Outcome, outcome
@@ -197,7 +197,7 @@ def test_the_report_is_counted_as_by_hand_and_by_krippendorffs_package():
         ({"two": a}, {}),
         ({"two": n}, {"two": n}),
     ] * 2
-    found = comparison.report(made(*works), project.new("correction"))
+    found = agreement_report.report(made(*works), project.new("correction"))
     lines = {(line["level"], line["measure"]): line for line in found["measures"]}
     assert (found["items"], found["annotators"], found["annotations"]) == (10, 2, 20)
     assert found["states"] == {"agreed": 6, "needs_adjudication": 4, "adjudicated": 0, "open": 0}
@@ -219,13 +219,13 @@ def test_the_report_is_counted_as_by_hand_and_by_krippendorffs_package():
     types = [[0, 0, 1] * 2, [0, 2, 1] * 2]
     assert lines["types of matched segments", "kappa"]["value"] == pytest.approx(cohen_kappa_score(*types))
     assert lines["responses with actions", "alpha"]["undefined"] == "no variation"
-    assert "undefined (no variation)" in [value for _, _, value, _ in comparison.lines(found)]
+    assert "undefined (no variation)" in [value for _, _, value, _ in agreement_report.lines(found)]
     (pair,) = found["pairs"]
     assert (pair["annotators"], pair["items"], pair["same_verdict"]) == (["annotator-1", "annotator-2"], 10, 8)
-    assert comparison.with_others(made(*works))[1] == {
+    assert agreement_report.with_others(made(*works))[1] == {
         **{"comparisons": 10, "same_verdict": 0.8, "overlap_f1": pytest.approx(12 / 16)}
     }
-    assert len(comparison.raw(made(*works)).splitlines()) == 1 + 2 * len(words) * len(works)
+    assert len(agreement_report.raw(made(*works)).splitlines()) == 1 + 2 * len(words) * len(works)
 
 
 def test_of_three_people_alpha_counts_and_kappa_is_left_to_pairs():
@@ -234,11 +234,13 @@ def test_of_three_people_alpha_counts_and_kappa_is_left_to_pairs():
         for i in range(6)
         for r in (1, 2, 3)
     ]
-    found = comparison.report([outcome(tuple(rows[i : i + 3])) for i in range(0, 18, 3)], project.new("correction"))
+    found = agreement_report.report(
+        [outcome(tuple(rows[i : i + 3])) for i in range(0, 18, 3)], project.new("correction")
+    )
     first, second = found["measures"][:2]
     ratings = [[int(row.verdict == "corrected") for row in rows[r::3]] for r in range(3)]
     assert first["value"] == pytest.approx(krippendorff.alpha(ratings, level_of_measurement="nominal"))
-    assert (second["value"], second["undefined"]) == (None, comparison.TWO_ONLY) and len(found["pairs"]) == 3
+    assert (second["value"], second["undefined"]) == (None, agreement_report.TWO_ONLY) and len(found["pairs"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ FLOOR = {
     "rlhfv_jax.annotation.collected": 3,
     "rlhfv_jax.annotation.people": 3,
     "rlhfv_jax.annotation.assignment": 4,
-    "rlhfv_jax.annotation.comparison": 4,
+    "rlhfv_jax.annotation.agreement_report": 4,
     "rlhfv_jax.annotation.gold": 4,
     "rlhfv_jax.annotation.imports": 5,
     "rlhfv_jax.annotation.preview": 4,

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rlhfv_jax.annotation import adjudication, collected, comparison
+from rlhfv_jax.annotation import adjudication, agreement_report, collected
 from rlhfv_jax.annotation.faults import NotFound
 from rlhfv_jax.annotation.people import Person
 from rlhfv_jax.annotation.serving import Server, endpoint, object_body, path_id
@@ -44,7 +44,7 @@ async def show_agreement(request: Request, server: Server, person: Person) -> An
     settings = server.project(identity)
 
     def work() -> dict[str, Any]:
-        return comparison.report(collected.outcomes(server.store.read, identity, several=True), settings)
+        return agreement_report.report(collected.outcomes(server.store.read, identity, several=True), settings)
 
     return await asyncio.to_thread(work)
 
@@ -55,7 +55,7 @@ async def raw_agreement(request: Request, server: Server, person: Person) -> Any
     server.project(identity)
 
     def work() -> str:
-        return comparison.raw(collected.outcomes(server.store.read, identity, several=True))
+        return agreement_report.raw(collected.outcomes(server.store.read, identity, several=True))
 
     headers = {"content-disposition": 'attachment; filename="agreement.csv"', "cache-control": "no-store"}
     return Response(await asyncio.to_thread(work), 200, headers, "text/csv; charset=utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhfv_jax.annotation import comparison, gold
+from rlhfv_jax.annotation import agreement_report, gold
 from rlhfv_jax.annotation.collected import STATES, Finished, Outcome, outcomes
 from rlhfv_jax.annotation.project import Project
 
@@ -142,7 +142,7 @@ def mhumaneval(rows: Sequence[Finished], project: Project) -> dict[str, Any]:
 def _people(every: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Everybody's pace, score on gold items, agreement with others, and what is unusual; gold items are work too."""
     rows = [row for one in every for row in one.rows]
-    scores, others = gold.scores(every), comparison.with_others(every)
+    scores, others = gold.scores(every), agreement_report.with_others(every)
     found = []
     for person in sorted({row.annotator for row in rows}):
         of = [row for row in rows if row.annotator == person]
