@@ -13,6 +13,7 @@ PROGRAMS = {
     "plan": "say whether a configuration fits on hardware that is not here",
     "evaluate": "score answers on a benchmark as its official script does",
     "report": "build a page of scores beside the paper's tables",
+    "compare": "show several models' answers side by side on one page, and count blind votes",
     "inspect": "show a data set as the loss sees it",
     "annotate": "serve the annotation application, import to it, export from it",
 }

@@ -9,6 +9,8 @@
     python -m rlhfv_jax.annotate --project=work --name=eval --kind=mhumaneval --import=answers.jsonl \\
         --questions=questions.jsonl
     python -m rlhfv_jax.annotate --project=work --name=eval --export=mhumaneval/
+    python -m rlhfv_jax.annotate --project=work --compare=base.jsonl,ddpo.jsonl --questions=questions.jsonl --blind
+    python -m rlhfv_jax.annotate --project=work --export_votes=votes.jsonl
 
 --project is a directory on a local disk; it is made where it does not exist. The first start prints a link with the
 administrator's token. Everybody else needs a token too: --add_person prints one.
@@ -28,6 +30,7 @@ from rlhfv_jax import cli
 from rlhfv_jax.annotation import (
     agreement_report,
     assignment,
+    ballots,
     collected,
     exports,
     imports,
@@ -38,6 +41,7 @@ from rlhfv_jax.annotation import (
 )
 from rlhfv_jax.annotation.project import Project
 from rlhfv_jax.annotation.store import Store, opened
+from rlhfv_jax.comparing import sets
 from rlhfv_jax.errors import UserError
 
 _PROJECT = flags.DEFINE_string("project", "", "The directory of the store, its images and exports.")
@@ -45,7 +49,7 @@ _NAME = flags.DEFINE_string("name", "", "Which project of the directory; default
 _KIND = flags.DEFINE_enum("kind", "correction", list(project.KINDS), "What a new project is for.")
 _SETTINGS = flags.DEFINE_string("settings", "", "A JSON file of a new project's types, keys, guideline and title.")
 _IMPORT = flags.DEFINE_string("import", "", "Add items: .jsonl, .csv, .parquet, .tsv, .json, a folder with a .csv.")
-_QUESTIONS = flags.DEFINE_string("questions", "", "With --import of generate's answers: the questions, with images.")
+_QUESTIONS = flags.DEFINE_string("questions", "", "With --import of generate's answers, or --compare: the questions.")
 _IMAGES = flags.DEFINE_string("images", "", "The folder that image paths start from; default: the file's own.")
 _PREFILL = flags.DEFINE_bool("prefill", False, "With --import of pairs: start from the chosen answer.")
 _ANNOTATORS = flags.DEFINE_integer("annotators", 1, "With --import: how many people do each item.", 1, 20)
@@ -69,11 +73,16 @@ _KEY = flags.DEFINE_string("key", "", "Its private key.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "A sentencepiece .model, to show the weights of training.")
 _TEMPLATE = flags.DEFINE_string("template", "muffin", "The chat template of training.")
 _IMPORT_MB = flags.DEFINE_integer("import_mb", 512, "The largest upload of an import.", 1)
+_COMPARE = flags.DEFINE_list("compare", [], "Serve a comparison of these answer files too: A.jsonl,B.jsonl.")
+_NAMES = flags.DEFINE_list("names", [], "With --compare: the models' names, in the order of the files.")
+_SPANS = flags.DEFINE_list("spans", [], "With --compare: what people marked, spans.jsonl or NAME.segments.jsonl.")
+_BLIND = flags.DEFINE_bool("blind", False, "With --compare: take votes, and tell nobody a model's name before theirs.")
+_VOTES = flags.DEFINE_string("export_votes", "", "Write the blind votes as .jsonl, for `rlhfv compare --votes`.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print.")
 _OPTIONS = (
     *(_PROJECT, _NAME, _KIND, _SETTINGS, _IMPORT, _QUESTIONS, _IMAGES, _PREFILL, _ANNOTATORS, _DRY_RUN, _KEEP_GOING),
     *(_EXPORT, _STATS, _ADD, _ROLE, _TOKEN, _BACKUP, _HOST, _HOSTS, _PORT, _CERTIFICATE, _KEY, _TOKENIZER, _TEMPLATE),
-    *(_IMPORT_MB, _FORMAT, _OVERLAP, _GOLD, _AGREEMENT, _AGREEMENT_TABLE),
+    *(_IMPORT_MB, _OVERLAP, _GOLD, _AGREEMENT, _AGREEMENT_TABLE, _COMPARE, _NAMES, _SPANS, _BLIND, _VOTES, _FORMAT),
 )
 SHOWN = 20  # bad rows of an import on a terminal
 
@@ -86,7 +95,7 @@ def _main() -> None:
     if not _PROJECT.value:
         raise UserError("No --project was given: the directory that holds the annotations, or will hold them.")
     agreeing = (_AGREEMENT, _AGREEMENT_TABLE)
-    tasks = [flag for flag in (_IMPORT, _EXPORT, _STATS, *agreeing, _ADD, _TOKEN, _BACKUP) if flag.value]
+    tasks = [flag for flag in (_IMPORT, _EXPORT, _STATS, *agreeing, _ADD, _TOKEN, _BACKUP, _VOTES) if flag.value]
     makes = not tasks or bool(_IMPORT.value or _ADD.value)  # the others need a directory that holds something
     with opened(_PROJECT.value, create=makes) as store:
         for flag, task in (
@@ -98,6 +107,7 @@ def _main() -> None:
             (_AGREEMENT_TABLE, _write_agreement),
             (_EXPORT, _export),
             (_BACKUP, _back_up),
+            (_VOTES, _export_votes),
         ):
             if flag.value:
                 task(store)
@@ -229,6 +239,21 @@ def _back_up(store: Store) -> None:
     print(schema.backup(store.read, Path(_BACKUP.value)))
 
 
+def _export_votes(store: Store) -> None:
+    count = ballots.export(store.read, Path(_VOTES.value or ""))
+    print(json.dumps({"votes": count}) if _FORMAT.value == "json" else f"{_VOTES.value}: {count} votes")
+
+
+def _ballots(store: Store) -> ballots.Ballots | None:
+    """The comparison to serve, if one was named."""
+    if not _COMPARE.value:
+        return None
+    compared = sets.read(_COMPARE.value, _QUESTIONS.value, _NAMES.value, _SPANS.value, _IMAGES.value)
+    for note in sets.notes(compared):
+        print(f"comparison: {note}")
+    return ballots.Ballots(store, compared, _BLIND.value)
+
+
 def _address() -> str:
     host = "127.0.0.1" if _HOST.value == "0.0.0.0" else _HOST.value
     return f"{'https' if _CERTIFICATE.value else 'http'}://{host}:{_PORT.value}"
@@ -257,7 +282,7 @@ def _serve(store: Store) -> None:
         tokenizer = MuffinTokenizer.from_file(_TOKENIZER.value)
     server = serving.Server(store, tokenizer, _TEMPLATE.value, _IMAGES.value)
     hosts = [*security.LOCAL, *_HOSTS.value, *([] if _HOST.value == "0.0.0.0" else [_HOST.value])]
-    application = app.build(server, hosts, _IMPORT_MB.value * 2**20)
+    application = app.build(server, hosts, _IMPORT_MB.value * 2**20, _ballots(store))
     print(f"Serving {store.folder} on {_address()}", flush=True)
     uvicorn.run(
         application,

@@ -50,15 +50,22 @@ def _shipped() -> list[str]:
     return sorted(path.name for path in config_folder().glob("*.py"))
 
 
-def run(main: Callable[[], None], usage: str, options: Sequence[flags.FlagHolder], interrupted: str = "") -> None:
+def run(
+    main: Callable[[], None],
+    usage: str,
+    options: Sequence[flags.FlagHolder],
+    interrupted: str = "",
+    files: list[str] | None = None,
+) -> None:
     """Runs a program: parses sys.argv, calls `main()`, exits. --help shows `usage` and the program's own `options`.
 
-    `interrupted`: what a person who pressed Ctrl-C should know, a sentence.
+    `interrupted`: what a person who pressed Ctrl-C should know, a sentence. `files` takes the arguments that are no
+    options, before `main()` is called; without it there may be none.
     """
     if any(argument in ("-h", "--help", "-help") for argument in sys.argv[1:]):
         print(_help(usage, options))
         return
-    app.run(lambda _: _guarded(main, interrupted), flags_parser=_parse)
+    app.run(lambda _: _guarded(main, interrupted), flags_parser=lambda argv: _parse(argv, files))
 
 
 def _help(usage: str, options: Sequence[flags.FlagHolder]) -> str:
@@ -95,7 +102,7 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], files: list[str] | None) -> list[str]:
     # config_flags reads overrides from sys.argv itself, so the resolved name has to stand there too.
     sys.argv = [argv[0], *resolve(argv[1:])]
     _check_overrides(sys.argv[1:])
@@ -105,7 +112,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         _fail(_explain(str(error)), 2)
     except (OSError, AttributeError, KeyError, ValueError, TypeError) as error:
         _fail(str(error).splitlines()[0], 2)
-    if len(rest) > 1:
+    if files is not None:
+        files += rest[1:]
+    elif len(rest) > 1:
         _fail(f"Unexpected argument {rest[1]!r}; options are written as --name=value.", 2)
     return rest
 

@@ -140,6 +140,10 @@ def _with_checkpoint(asked: questions.Questions) -> None:
 
 
 def _with_endpoint(asked: questions.Questions) -> None:
+    if choice := next((question for question in asked.rows if question.options), None):
+        raise UserError(
+            f"Question {choice.id!r} has options, whose likelihood endpoints do not tell; put them in the prompt."
+        )
     where = Endpoint(_ENDPOINT.value, _MODEL.value, _CONCURRENCY.value, _PER_MINUTE.value)
     body, seed = _body()
     facts = {"questions": asked.digest, "model": where.model, "settings": body, "seed": seed}

@@ -1,8 +1,8 @@
 """XLA's settings for training on NVIDIA GPUs: overlap of communication with computation. Read before JAX starts.
 
 Without them every gather of sharded weights waits for its layer: in the compiled schedule of an 8-GPU step no matrix
-product lies between a gather's start and its end. With them there is one gather a layer, ten products under it in the
-forward pass and three in the backward one. Schedules were read off programs compiled for A100s; none has been timed.
+product lies between a gather's start and its end. With them products lie under 78 % of what is gathered and 56 % of what
+is reduce-scattered. Schedules were read off programs compiled for A100s; none has been timed.
 """
 
 import os
@@ -13,8 +13,8 @@ FLAGS = {
     "xla_gpu_enable_latency_hiding_scheduler": "true",
     "xla_gpu_enable_pipelined_all_gather": "true",  # the next layer's weights come while this one computes
     "xla_gpu_enable_pipelined_reduce_scatter": "true",
-    "xla_gpu_all_gather_combine_threshold_bytes": "1073741824",  # one gather a layer, not seven
-    "xla_gpu_reduce_scatter_combine_threshold_bytes": "1073741824",
+    # Two gathers a layer of 13B, not seven; one would hide more, and take 0.5 GiB more.
+    "xla_gpu_all_gather_combine_threshold_bytes": "402653184",
 }
 MEMORY_FRACTION = "0.92"  # of the device for JAX's pool; its default of 0.75 leaves a quarter unused
 

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +53,11 @@ class World(NamedTuple):
 
 
 @contextlib.contextmanager
-def served(folder: Path, port: int = 0, **options) -> Iterator[World]:
-    """Ada and Bob annotate, Eve administers; options go to the Server. Tokens are there the first time only."""
+def served(folder: Path, port: int = 0, ballots: Callable | None = None, **options) -> Iterator[World]:
+    """Ada and Bob annotate, Eve administers; options go to the Server. Tokens are there the first time only.
+
+    `ballots(store)` is a comparison to show.
+    """
     import uvicorn
 
     from rlhfv_jax.annotation import app, serving
@@ -64,7 +67,7 @@ def served(folder: Path, port: int = 0, **options) -> Iterator[World]:
     people_here = (("ada", "annotator"), ("bob", "annotator"), ("eve", "admin"))
     tokens = {name: people.add(store, name, role) for name, role in people_here if name not in known}
     listener = socket.create_server(("127.0.0.1", port))
-    application = app.build(serving.Server(store, **options))
+    application = app.build(serving.Server(store, **options), ballots=ballots and ballots(store))
     server = uvicorn.Server(uvicorn.Config(application, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

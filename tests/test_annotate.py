@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -74,3 +75,31 @@ def test_whoever_starts_it_first_administers_also_after_others_were_added(tmp_pa
         server.terminate()
     assert said[0].startswith("admin signs in with the token ") and f"http://127.0.0.1:{port}/#t=" in said[1]
     assert (tmp_path / "work" / "annotations.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_comparison_is_served_blind_and_its_votes_are_exported_and_counted(tmp_path):
+    """From the command line to the figures: two files of answers, one vote, its win rate."""
+    for name in ("zebra", "quokka"):
+        line = {"question_id": "x", "prompt": "What is it?", "text": f"A {len(name)}-letter animal."}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    token = json.loads(annotate(tmp_path, "--add_person=Ada", "--format=json").stdout)["token"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "rlhfv_jax.annotate", f"--project={tmp_path / 'work'}", f"--port={port}", "--blind"]
+    line.append(f"--compare={tmp_path / 'zebra.jsonl'},{tmp_path / 'quokka.jsonl'}")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        while "Serving" not in server.stdout.readline():
+            assert server.poll() is None
+        url = f"http://127.0.0.1:{port}"
+        transport = httpx.HTTPTransport(retries=20)
+        with httpx.Client(base_url=url, headers={"X-Requested-With": "rlhfv"}, transport=transport) as client:
+            assert client.post("/api/session", json={"token": token}).status_code == 200
+            assert "zebra" not in client.get("/api/compare").text
+            chosen = client.post("/api/compare/vote", json={"item": 0, "choice": 0}).json()["answers"][0]["name"]
+        server.terminate()
+    votes = tmp_path / "votes.jsonl"
+    assert annotate(tmp_path, f"--export_votes={votes}").stdout == f"{votes}: 1 votes\n"
+    command = [sys.executable, "-m", "rlhfv_jax", "compare", f"--votes={votes}", "--format=json"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=120).stdout)
+    assert {name: of["chosen"] for name, of in found["models"].items()} == {"zebra": 0, "quokka": 0} | {chosen: 1}

@@ -18,6 +18,7 @@ from rlhfv_jax.decoding.engine import Engine
 from rlhfv_jax.decoding.forward import cache_bytes
 from rlhfv_jax.decoding.settings import GenerationSettings, muffin_release
 from rlhfv_jax.decoding.text import cut
+from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import vlm
 from rlhfv_jax.models.llama import head_kernel
 
@@ -98,6 +99,28 @@ def test_log_probs_are_those_of_a_whole_forward_pass(engine, fixtures):
         logits = hidden[0, len(asked) - 1 : -1] @ head_kernel(params["llm"])[:, : TINY_MUFFIN.llm.vocab_size]
         wanted = jax.nn.log_softmax(logits)[jnp.arange(len(answer.token_ids)), jnp.asarray(answer.token_ids)]
         np.testing.assert_allclose(answer.log_probs, wanted, atol=2e-5)
+
+
+def test_scores_of_continuations_are_the_training_rows_mean_log_probs(engine, fixtures):
+    """In one padded batch, over one image, as the model gives them row by row to what the template trains on."""
+    image, template = Image.open(fixtures / "images" / "img0_120x90_rgb.png"), TEMPLATES["muffin"]
+    asked = [("What is this?", image, ["a dog", "a small cat on a mat", "no"]), ("Say it.", None, ["yes", "a b c d"])]
+    prompts = [engine.prompt(question, picture, template) for question, picture, _ in asked]
+    found = engine.score(prompts, [[template.continuation(text) for text in texts] for _, _, texts in asked])
+    params, tower = tiny_muffin(), TINY_MUFFIN.tower
+    for (question, picture, texts), means in zip(asked, found, strict=True):
+        for text, mean in zip(texts, means, strict=True):
+            queries = tower.queries if picture else 0
+            whole, [(_, start, end, _)] = template.training_text([(question, text)], queries)
+            tokens = engine.tokenizer.encode(whole[:end])
+            first = len(engine.tokenizer.encode(whole[: start - 1]))
+            pixels = batch.picture(image, tower.image_size)[None]
+            hidden, _ = vlm.Vlm(TINY_MUFFIN).apply({"params": params}, jnp.asarray([tokens]), pixels)
+            logits = hidden[0, first - 1 : -1] @ head_kernel(params["llm"])[:, : TINY_MUFFIN.llm.vocab_size]
+            wanted = jax.nn.log_softmax(logits)[jnp.arange(len(tokens) - first), jnp.asarray(tokens[first:])]
+            np.testing.assert_allclose(mean, wanted.mean(), atol=2e-5)
+    with pytest.raises(UserError, match="Prompt 0: the continuation '' has no tokens"):
+        engine.score(prompts[:1], [[""]])
 
 
 def test_bfloat16_computes_nearly_the_same_log_probs_with_half_the_cache(engine, fixtures):

@@ -120,6 +120,8 @@ def test_the_preset_gives_the_released_codes_answers_and_a_bad_image_costs_no_ot
     ]
     (tmp_path / "torn.png").write_bytes(png(3)[:40])
     asked.insert(1, {"question_id": "torn", "prompt": "What?", "image": str(tmp_path / "torn.png")})
+    options = {"A": "a dog", "B": "two cats on a mat"}
+    asked.append({"question_id": "choice", "prompt": "What?", "image": asked[0]["image"], "options": options})
     write(tmp_path / "q.jsonl", asked)
     arguments = [
         f"--checkpoint={checkpoint}",
@@ -130,16 +132,18 @@ def test_the_preset_gives_the_released_codes_answers_and_a_bad_image_costs_no_ot
         f"--answers={tmp_path / 'a.jsonl'}",
     ]
     first = generate(*arguments)
-    assert first.returncode == 1 and "1 of 4 questions have no answer; the first is 'torn'" in first.stderr
+    assert first.returncode == 1 and "1 of 5 questions have no answer; the first is 'torn'" in first.stderr
     found = lines(tmp_path / "a.jsonl")
-    assert [line["question_id"] for line in found] == ["q2", "torn", "q0", "q1"]
+    assert [line["question_id"] for line in found] == ["q2", "torn", "q0", "q1", "choice"]
     assert "error" in found[1] and "text" not in found[1]
     for line, i in zip([found[0], found[2], found[3]], (2, 0, 1), strict=True):
         assert line["token_ids"] == runs[i]["new_tokens"][0]
+    log_probs = found[4]["option_log_probs"]
+    assert log_probs.keys() == options.keys() and found[4]["text"] == options[max(log_probs, key=log_probs.get)]
     assert json.loads(first.stdout) | {"tokens_per_second": 0} == {
         "answers": str(tmp_path / "a.jsonl"),
-        "questions": 4,
-        "asked": 4,
+        "questions": 5,
+        "asked": 5,
         "failed": 1,
         "tokens": 72,
         "tokens_per_second": 0,
@@ -150,7 +154,7 @@ def test_the_preset_gives_the_released_codes_answers_and_a_bad_image_costs_no_ot
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["asked"] == 1
     mended = lines(tmp_path / "a.jsonl")
-    assert [mended[i] for i in (0, 2, 3)] == [found[i] for i in (0, 2, 3)] and mended[1]["text"]
+    assert [mended[i] for i in (0, 2, 3, 4)] == [found[i] for i in (0, 2, 3, 4)] and mended[1]["text"]
 
     other = generate(*arguments, "--num_beams=1")
     assert other.returncode == 1 and "holds answers of another run: settings was" in other.stderr
@@ -204,12 +208,20 @@ def test_an_endpoint_is_asked_with_the_image_and_the_settings(tmp_path):
 def test_killed_at_any_moment_and_started_again_the_file_is_complete_in_order_and_without_duplicates(tmp_path):
     write(tmp_path / "q.jsonl", [{"question_id": i, "prompt": f"Question {i}"} for i in range(200)])
     answers = tmp_path / "a.jsonl"
-    slow = lambda body: time.sleep(0.02) or echo(body)  # noqa: E731
+    most = [0]  # questions from here on wait, so that no run ends before it is killed
+
+    def slow(body: dict) -> str:
+        time.sleep(0.02)
+        while int(echo(body).rsplit(" ", 1)[1]) >= most[0]:
+            time.sleep(0.01)
+        return echo(body)
+
     with FakeEndpoint(slow, lambda count, body: SERVER_ERROR if count % 17 == 3 else None) as server:
         line = [*COMMAND, f"--endpoint={server.url}", "--model=m", "--concurrency=8"]
         line += [f"--questions={tmp_path / 'q.jsonl'}", f"--answers={answers}", "--format=json"]
         kept = 0
         for wanted in (5, 60, 130):
+            most[0] = wanted + 40
             process = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             while process.poll() is None and (not answers.exists() or answers.read_bytes().count(b"\n") < wanted):
                 time.sleep(0.005)
@@ -219,6 +231,7 @@ def test_killed_at_any_moment_and_started_again_the_file_is_complete_in_order_an
             now = answers.read_bytes().count(b"\n")
             assert kept <= now < 200
             kept = now
+        most[0] = 200
         result = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
         calls = len(server.answered())
     assert result.returncode == 0, result.stderr

@@ -89,7 +89,7 @@ def test_the_first_loss_is_ln_2_and_overfitting_lowers_it(single):
         pytest.param({"data": 8}, marks=pytest.mark.slow),
         pytest.param({"data": 4, "fsdp": 2}, marks=pytest.mark.slow),
         {"data": 2, "fsdp": 4},
-        {"fsdp": 8},
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
         {"data": 2, "fsdp": 2, "tensor": 2},
     ],
 )

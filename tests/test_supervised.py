@@ -243,6 +243,7 @@ def test_fine_tuning_on_a_vqa_v2_build_ends_with_a_lower_loss(build, tmp_path):
     assert manifest["data"]["digest"] == records.digest(supervised.read(build))
 
 
+@pytest.mark.slow
 def test_held_out_questions_choose_the_best_state(build, tmp_path):
     sft(build, tmp_path / "run", 4, {"eval_share": 0.25, "eval_every": 2, "best": "eval/loss", "data.buckets": 2})
     lines = metrics.read(tmp_path / "run/metrics.jsonl")

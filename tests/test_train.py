@@ -99,7 +99,10 @@ def test_the_manifest_names_data_versions_and_recipe(finished, parquet):
 
 
 # Seconds after the given line appears: before the first checkpoint, around its write, and later.
-@pytest.mark.parametrize(("line", "delay"), [pytest.param(1, 0.0, marks=pytest.mark.slow), (3, 0.02), (6, 0.2)])
+@pytest.mark.parametrize(
+    ("line", "delay"),
+    [pytest.param(1, 0.0, marks=pytest.mark.slow), (3, 0.02), pytest.param(6, 0.2, marks=pytest.mark.slow)],
+)
 def test_killed_at_any_step_and_started_again_the_metrics_equal_the_uninterrupted_runs(
     finished, command, tmp_path, line, delay
 ):
@@ -230,6 +233,7 @@ def test_resume_from_a_checkpoint_of_another_run_continues_its_numbers(finished,
     assert comparable(tmp_path / "branch") == comparable(finished)[step:]
 
 
+@pytest.mark.slow
 def test_a_model_trained_by_sft_is_a_starting_point_for_ddpo(command, tmp_path, parquet):
     run(command(tmp_path / "sft", "--config.task=sft", f"--config.data.eval_path={parquet}", "--config.eval_every=5"))
     lines = comparable(tmp_path / "sft")

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rlhfv_jax.annotation import administration, api, reviewing
+from rlhfv_jax.annotation import administration, api, comparison, reviewing
+from rlhfv_jax.annotation.ballots import Ballots
 from rlhfv_jax.annotation.faults import Fault, NotFound
 from rlhfv_jax.annotation.security import LOCAL, Guard
 from rlhfv_jax.annotation.serving import Server, reply
@@ -26,8 +27,10 @@ TYPES = {
 IMPORT_LIMIT = 512 * 2**20
 
 
-def build(server: Server, hosts: Sequence[str] = LOCAL, import_limit: int = IMPORT_LIMIT) -> Starlette:
-    """The application over an open store; `hosts` are the names it answers to."""
+def build(
+    server: Server, hosts: Sequence[str] = LOCAL, import_limit: int = IMPORT_LIMIT, ballots: Ballots | None = None
+) -> Starlette:
+    """The application over an open store; `hosts` are the names it answers to, `ballots` a comparison to show."""
     files = {path.relative_to(STATIC).as_posix(): _File(path) for path in STATIC.rglob("*") if path.suffix in TYPES}
 
     async def static(request: Request) -> Response:
@@ -41,6 +44,7 @@ def build(server: Server, hosts: Sequence[str] = LOCAL, import_limit: int = IMPO
             *api.ROUTES,
             *administration.ROUTES,
             *reviewing.ROUTES,
+            *comparison.ROUTES,
             Route("/", static, methods=["GET"]),
             Route("/static/{name:path}", static, methods=["GET"]),
         ],
@@ -54,7 +58,7 @@ def build(server: Server, hosts: Sequence[str] = LOCAL, import_limit: int = IMPO
         ],
         exception_handlers={404: _missing, 405: _method, Fault: _fault},
     )
-    app.state.server = server
+    app.state.server, app.state.ballots = server, ballots
     return app
 
 

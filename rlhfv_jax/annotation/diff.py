@@ -6,7 +6,6 @@ where a record has annotated segments.
 """
 
 import functools
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import regex
 
+from rlhfv_jax.annotation.texts import normalized as normalized
 from rlhfv_jax.errors import UserError
 
 # One pattern for both languages (regex and JavaScript's flag u). A CJK character stands alone; letters, numbers and
@@ -56,11 +56,6 @@ class Cuts:
 
     splits: tuple[Cut, ...] = ()
     merges: tuple[Cut, ...] = ()
-
-
-def normalized(text: str) -> str:
-    """NFC with plain line ends, which is what a browser's text field gives back."""
-    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def tokens(text: str) -> list[tuple[int, int]]:

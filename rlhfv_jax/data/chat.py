@@ -48,6 +48,10 @@ class Template:
         end = self.between.rstrip(" ") if self.opening is None else self.opening  # answers begin with the space
         return text[: borders[-1][1] - len(self.between)] + end
 
+    def continuation(self, answer: str) -> str:
+        """What stands behind `prompt` in a training row, up to the end of turn: the answer, after a space if any."""
+        return self.between[len(self.between.rstrip(" ")) :] + answer
+
     def training_text(self, turns: Sequence[Turn], queries: int) -> tuple[str, list[tuple[int, int, int, int]]]:
         """The turns as one text, and of each where its question, its answer and its end of turn begin, and its end."""
         placed = next((i for i, (question, _) in enumerate(turns) if IMAGE in question), 0)

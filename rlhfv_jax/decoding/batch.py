@@ -145,6 +145,11 @@ def check_tokens(tokens: Sequence[int], image_token: int, queries: int, has_imag
         raise UserError(f"The prompt has {slots} image tokens; expected {expected}.")
 
 
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def by_length(tokens: Sequence[Sequence[int]], most: int) -> list[list[int]]:
     """Indices of the prompts in batches of at most `most`, of prompts of like lengths."""
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))

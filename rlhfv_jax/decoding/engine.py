@@ -29,6 +29,7 @@ from rlhfv_jax.decoding.text import TextStream, cut
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import vlm
 from rlhfv_jax.models.llama import LlamaConfig
+from rlhfv_jax.structs import IGNORE
 
 NO_TOKEN = -1  # an end token that never comes
 
@@ -70,6 +71,7 @@ class Engine:
         self.replace_params(params)
         with jax.set_mesh(self.mesh):
             self._features = jax.jit(self.network.features)
+            self._log_probs = jax.jit(self.network.log_probs)
 
     @classmethod
     def load(
@@ -126,6 +128,38 @@ class Engine:
         """
         tokens, pictures = self._read(prompts)
         yield from self._stream(list(range(len(prompts))), prompts, tokens, pictures, settings, every)
+
+    def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The mean log-prob of a token, float32, of each prompt's continuations (as `Template.continuation` has them).
+
+        Raises UserError, naming the prompt, as `answer` does, and where a continuation has no tokens of its own.
+        """
+        asked, pictures = self._read(prompts)
+        rows, labels, owner = [], [], []
+        for i, texts in enumerate(continuations):
+            for text in texts:
+                row = self.tokenizer.encode(prompts[i].text + text)
+                start = batch.common_prefix(asked[i], row)
+                if start == len(row):
+                    raise UserError(f"Prompt {i}: the continuation {text!r} has no tokens.")
+                rows.append(row)
+                labels.append([IGNORE] * (start - 1) + row[start:])
+                owner.append(i)
+        means = np.zeros(len(rows), np.float32)
+        for part in batch.by_length(rows, self.batch_size):
+            arrays = batch.pad(
+                [rows[r] for r in part], [pictures[owner[r]] for r in part], [0] * len(part), 1, self._ways
+            )
+            targets = np.full((len(arrays.tokens), arrays.tokens.shape[1] - 1), IGNORE, np.int32)
+            for place, r in enumerate(part):
+                targets[place, : len(labels[r])] = labels[r]
+            with jax.set_mesh(self.mesh):
+                inputs, _ = self._inputs(arrays)
+                found = jax.device_get(self._log_probs(self._params, inputs, sharding.put(targets, mesh=self.mesh)))
+            for place, r in enumerate(part):
+                means[r] = found[place][targets[place] != IGNORE].mean()
+        values = iter(map(float, means))
+        return [[next(values) for _ in texts] for texts in continuations]
 
     def _answer_part(self, part, prompts, tokens, pictures, settings) -> list[list[Answer]]:
         found: list[list[Answer]] = [[] for _ in part]

@@ -17,6 +17,7 @@ from rlhfv_jax.models import vlm
 from rlhfv_jax.models.layers import Dtype, RMSNorm
 from rlhfv_jax.models.llama import Block, LlamaConfig, head_kernel
 from rlhfv_jax.ops.attention import near
+from rlhfv_jax.ops.logprobs import token_log_probs
 from rlhfv_jax.sharding import constrain
 from rlhfv_jax.structs import BATCH
 
@@ -72,6 +73,17 @@ class Network:
 
     def prefill(self, params: Any, inputs: Inputs) -> tuple[jax.Array, Cache]:
         """The logits after each prompt, float32[P, V'], and a cache of T slots."""
+        x, cache = self._whole(params, inputs)
+        last = jnp.take_along_axis(x, (inputs.lengths - 1)[:, None, None], axis=1)
+        return self._logits(params, last[:, 0]), cache
+
+    def log_probs(self, params: Any, inputs: Inputs, labels: jax.Array) -> jax.Array:
+        """Of targets int32[P, T-1] (IGNORE: none) in the rows themselves, as ops/logprobs.py: float32[P, T-1]."""
+        x, _ = self._whole(params, inputs)
+        return token_log_probs(x[:, :-1], head_kernel(params["llm"]), labels, self.llm.vocab_size)
+
+    def _whole(self, params: Any, inputs: Inputs) -> tuple[jax.Array, Cache]:
+        """Final hidden states of whole rows, [P, T, D], and their cache."""
         tokens, lengths = inputs.tokens, inputs.lengths
         rows, width = tokens.shape
         x = params["llm"]["embed"]["embedding"][tokens].astype(self.dtype)
@@ -84,9 +96,7 @@ class Network:
         mask = jnp.tri(width, dtype=bool) & (jnp.arange(width) < lengths[:, None, None])
         if 0 < self.llm.window < width:
             mask &= near(positions, positions, self.llm.window)
-        x, cache = self._blocks(params, x, blank, positions, mask, 0)
-        last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)
-        return self._logits(params, last[:, 0]), cache
+        return self._blocks(params, x, blank, positions, mask, 0)
 
     def step(
         self, params: Any, tokens: jax.Array, cache: Cache, slot: jax.Array, lengths: jax.Array, width: int

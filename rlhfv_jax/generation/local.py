@@ -1,5 +1,6 @@
-"""Answers of a model here, batch by batch."""
+"""Answers of a model here, batch by batch; of a multiple choice, the likeliest option."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,9 +38,14 @@ def ask(
         for i, part in enumerate(parts):
             prompts = waiting.pop().result()
             waiting += [pool.submit(prepare, later) for later in parts[i + 1 : i + 2]]
-            for question, found in zip(part, _answered(engine, settings, prompts), strict=True):
+            free = [prompt for question, prompt in zip(part, prompts, strict=True) if not question.options]
+            answers = _answered(engine, settings, free)
+            for question, prompt in zip(part, prompts, strict=True):
+                found = _likeliest(engine, template, question, prompt) if question.options else next(answers)
                 if isinstance(found, UserError):
                     sink.failed(question, model_id, str(found))
+                elif isinstance(found, dict):
+                    sink.answered(question, model_id, [found], 0)
                 else:
                     tokens = sum(len(answer.token_ids) for answer in found)
                     sink.answered(question, model_id, [_choice(answer) for answer in found], tokens)
@@ -51,7 +57,22 @@ def _prompt(engine: Engine, template: Template, settings: GenerationSettings, qu
         image = images.open_image(data) if data is not None else None
     except UserError as error:
         return error
+    if question.options:  # they are read as training rows are, whatever opening answers are generated from
+        template = dataclasses.replace(template, opening=None)
     return engine.prompt(question.text, image, template, seed=seed_of(settings.seed, question))
+
+
+def _likeliest(engine: Engine, template: Template, question: Question, prompt: Prompt | UserError) -> Line | UserError:
+    """The option with the highest mean log-prob a token, as SEED-Bench chooses; with what each of them has."""
+    assert question.options
+    if isinstance(prompt, UserError):
+        return prompt
+    try:
+        [log_probs] = engine.score([prompt], [[template.continuation(option) for option in question.options.values()]])
+    except UserError as error:
+        return error.__cause__ if isinstance(error.__cause__, UserError) else error
+    found = dict(zip(question.options, log_probs, strict=True))
+    return {"text": question.options[max(found, key=lambda name: found[name])], "option_log_probs": found}
 
 
 def _answered(

@@ -1,6 +1,7 @@
 """Questions with images, from our own files and from the layouts in which benchmarks publish theirs.
 
-    ours              JSONL: question_id, prompt, image (a path, base64 or a data URL; absent: no image), image_id?
+    ours              JSONL: question_id, prompt, image (a path, base64 or a data URL; absent: no image), image_id?,
+                      options? (an object from letters to texts: multiple choice)
     LLaVA-Bench       JSONL: question_id, text, image (a file name)
     Object HalBench   JSONL: question, image (base64), image_id; question_id is the row where absent
     MMHal-Bench       a JSON list: question, image_src (its last part is the file's name), image_id
@@ -30,12 +31,16 @@ SHORTEST_BASE64 = 48
 
 @dataclass(frozen=True)
 class Question:
-    """One question. `id` and `image_id` are as the file has them; `image` is a file, or base64 text, or None."""
+    """One question. `id` and `image_id` are as the file has them; `image` is a file, or base64 text, or None.
+
+    `options` are a multiple choice's by their letters or names: the likeliest is the answer, and nothing is generated.
+    """
 
     id: str | int
     text: str
     image: Path | str | None = None
     image_id: str | int | None = None
+    options: Mapping[str, str] | None = None
 
     def image_bytes(self) -> bytes | None:
         """The encoded image, not decoded yet. Raises UserError where there is no such file or it is no base64."""
@@ -123,7 +128,17 @@ def _row(values: Any, index: int, where: str, folder: Path) -> tuple[str, Questi
     # The benchmarks that ask with `question` number their rows.
     identity = _identifier(values, "question_id", where) if name != "question" or "question_id" in values else index
     image_id = _identifier(values, "image_id", where) if values.get("image_id") is not None else None
-    return where, Question(identity, _text(values, name, where), _image(values, where, folder), image_id)
+    text, image = _text(values, name, where), _image(values, where, folder)
+    return where, Question(identity, text, image, image_id, _options(values, where))
+
+
+def _options(values: Mapping[str, Any], where: str) -> dict[str, str] | None:
+    options = values.get("options")
+    if options is None:
+        return None
+    if not isinstance(options, dict) or len(options) < 2 or not all(isinstance(o, str) and o for o in options.values()):
+        raise UserError(f"{where}, options: expected an object of at least two names with their texts.")
+    return options
 
 
 def _image(values: Mapping[str, Any], where: str, folder: Path) -> Path | str | None:

@@ -35,8 +35,9 @@ def token_log_probs(
     log_probs = partial(_log_probs, vocab_size=vocab_size)
     if slices <= 1:
         return log_probs(hidden, head, labels)
-    # Whole before the loop: a sharded head would be gathered anew for every slice.
-    head = constrain(head, None, "tensor")
+    # Whole before the loop: a sharded head would be gathered anew for every slice. It travels in the computation's
+    # dtype: without the barrier XLA moves the cast into the loop, and gathers float32.
+    head = constrain(jax.lax.optimization_barrier(head.astype(hidden.dtype)), None, "tensor")
     length = labels.shape[-1]
     size = -(-length // slices)
     room = slices * size - length

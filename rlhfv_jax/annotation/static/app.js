@@ -14,6 +14,7 @@ const SCREENS = {
   adjudicate: () => import("./adjudicate.js"),
   agreement: () => import("./agreement.js"),
   admin: () => import("./admin.js"),
+  compare: () => import("./comparison.js"),
 };
 const LINKS = { work: "Work", mine: "History", stats: "Statistics", adjudicate: "Adjudicate", agreement: "Agreement", admin: "Administration" };
 const ROLES = { adjudicate: ["reviewer", "admin"], agreement: ["reviewer", "admin"], admin: ["admin"] };
@@ -111,7 +112,7 @@ function App() {
   const signOut = () => call("DELETE", "/api/session").then(() => setPerson(null), (error) => setFailure(error.message));
   const project = projects.find((p) => p.id === at.project);
   const ready = Screen?.name === at.screen;
-  const lost = at.screen !== "home" && !project;
+  const lost = !["home", "compare"].includes(at.screen) && !project;
   return html`
     <a class="jump" href="#main" onClick=${(e) => (e.preventDefault(), document.getElementById("main").focus())}>To the content</a>
     <${Head} person=${person} projects=${projects} at=${at} signOut=${signOut} />

@@ -1,4 +1,5 @@
-import { html, useLayoutEffect, useRef } from "./vendor/htm-preact-standalone.module.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact-standalone.module.js";
+import { call } from "./api.js";
 import { address } from "./places.js";
 
 const KINDS = { correction: "Correct answers", mhumaneval: "Label answers for MHumanEval" };
@@ -27,10 +28,19 @@ function Card({ project, first }) {
   </article>`;
 }
 
+// The comparison that the server was started with, if there is one.
+function Compared() {
+  const [found, setFound] = useState([]);
+  useEffect(() => void call("GET", "/api/comparisons").then(setFound, () => {}), []);
+  return found.map((c) => html`<article class="card"><h2>Comparison</h2>
+    <p class="hint">${c.items} questions · ${c.models} models${c.blind ? ` · ${c.voted} voted by you` : ""}</p>
+    <p class="actions"><a class="button" href="#/compare">${c.blind ? "Vote" : "Compare"}</a></p></article>`);
+}
+
 export default function Home({ projects, person }) {
   return html`<div class="page">
     <h1>Hello, ${person.name}</h1>
     ${projects.length === 0 && html`<p>There is no project yet.</p>`}
-    <div class="cards">${projects.map((p, i) => html`<${Card} key=${p.id} project=${p} first=${i === 0} />`)}</div>
+    <div class="cards">${projects.map((p, i) => html`<${Card} key=${p.id} project=${p} first=${i === 0} />`)}<${Compared} /></div>
   </div>`;
 }
