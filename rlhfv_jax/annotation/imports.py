@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhfv_jax.annotation import argilla, assignment, diff, label_studio, tables, works
+from rlhfv_jax.annotation import argilla, assignment, diff, gold, label_studio, tables, works
 from rlhfv_jax.annotation.archive import Archive
 from rlhfv_jax.annotation.pictures import Picture, Pictures
 from rlhfv_jax.annotation.project import Project
@@ -50,13 +50,15 @@ class _Good(NamedTuple):
     texts: tuple[str, str, str | None]
     works: list[Work]
     item: int = 0
+    gold_json: str | None = None
 
 
 def run(store: Store, project: int, path: str | Path, options: Options) -> Report:
     """Imports a file or folder; raises UserError where the file as a whole cannot be read."""
+    settings = assignment.project_of(store.read, project)
+    share = settings.overlap if options.overlap is None else options.overlap
     pictures = Pictures(store.folder)
     report = Report(dry_run=options.dry_run)
-    settings = assignment.project_of(store.read, project)
     items = store.read.execute("SELECT ext_id, id, response FROM item WHERE project = ?", (project,))
     known = {row["ext_id"]: (row["id"], row["response"]) for row in items}
     seen: dict[str, str] = {}
@@ -78,7 +80,8 @@ def run(store: Store, project: int, path: str | Path, options: Options) -> Repor
             seen[row.ext_id] = row.where
             texts = _texts(row, report)
             found = row.works(texts[1]) if row.works else []
-            good.append(_Good(row, _picture(row, pictures, checked, options.dry_run), texts, found))
+            answer = row.place.gold_json if row.place else gold.checked(row.gold, texts[1], settings, row.where)
+            good.append(_Good(row, _picture(row, pictures, checked, options.dry_run), texts, found, gold_json=answer))
         except UserError as error:
             _note(report, error)
     if (report.errors and not options.keep_going) or options.dry_run:
@@ -86,7 +89,9 @@ def run(store: Store, project: int, path: str | Path, options: Options) -> Repor
         return report
     if good:
         os.sync()  # image files are on the disk before the rows that name them
-        report.added, report.annotations = store.write(lambda c: _insert(c, project, good, options.n_annotators))
+        report.added, report.annotations = store.write(
+            lambda c: _insert(c, project, good, options.n_annotators, share, settings.seed)
+        )
     return report
 
 
@@ -137,13 +142,16 @@ def _picture(row: Row, pictures: Pictures, checked: dict[str, Picture], dry_run:
     return checked[key]
 
 
-def _insert(c: sqlite3.Connection, project: int, good: list[_Good], n_annotators: int) -> tuple[int, int]:
+def _insert(
+    c: sqlite3.Connection, project: int, good: list[_Good], n_annotators: int, overlap: float, seed: int
+) -> tuple[int, int]:
     """Counts of items and annotations that are new. Items keep their numbers where all of these are free."""
     pictures = {one.picture.sha256: (*one.picture, one.row.name) for one in good if one.picture}
     c.executemany("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?, ?)", pictures.values())
     new = [one for one in good if one.picture]
     numbers = [one.row.place.number if one.row.place else 0 for one in new]
     free = all(numbers) and not any(c.execute("SELECT 1 FROM item WHERE id = ?", (n,)).fetchone() for n in numbers)
+    (last,) = c.execute("SELECT COALESCE(MAX(id), 0) FROM item").fetchone()
     added = annotations = 0
     people: dict[tuple[str, int], int] = {}
     for one, number in zip(new, numbers, strict=True):
@@ -159,14 +167,17 @@ def _insert(c: sqlite3.Connection, project: int, good: list[_Good], n_annotators
         if one.item:
             new_work = [work for work in one.works if not works.is_known(c, one.item, work)]
             annotations += sum(works.insert(c, one.item, work, people) for work in new_work)
+    if not any(numbers):  # an archive's items have their places
+        assignment.draw_overlap(c, project, last, overlap, seed)
     return added, annotations
 
 
 def _item(one: _Good, n_annotators: int) -> tuple[Any, ...]:
     row, place = one.row, one.row.place
     source = json.dumps(row.source, ensure_ascii=False, sort_keys=True)
-    more = (place.n_annotators, place.priority, place.gold_json) if place else (n_annotators, 0.0, None)
-    return (row.ext_id, one.picture.sha256 if one.picture else "", *one.texts, row.model, source, *more)
+    more = (place.n_annotators, place.priority) if place else (n_annotators, 0.0)
+    picture = one.picture.sha256 if one.picture else ""
+    return (row.ext_id, picture, *one.texts, row.model, source, *more, one.gold_json)
 
 
 def rows(path: Path, options: Options, project: Project) -> Iterator[Row | UserError]:

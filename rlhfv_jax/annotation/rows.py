@@ -60,6 +60,7 @@ class Row(NamedTuple):
     works: Callable[[str], list[Work]] | None = None
     place: Place | None = None
     key: str = ""
+    gold: Any = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Options:
 
     `form` names the format where the file's name does not tell it. `confined` refuses image paths outside `images`,
     for files that came over the network. `prefill` starts from a pair's chosen answer. `keep_going` takes the good
-    rows of a file with bad ones.
+    rows of a file with bad ones. `overlap` is the share of the items that is drawn for a second annotator; None: the
+    project's.
     """
 
     questions: str = ""
@@ -79,3 +81,4 @@ class Options:
     keep_going: bool = False
     dry_run: bool = False
     form: str = "auto"
+    overlap: float | None = None

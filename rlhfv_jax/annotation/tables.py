@@ -65,7 +65,8 @@ def _row(
         prompt = next((asked[n] for n in ("question", "text", "prompt") if questions and n in asked), prompt)
         source |= {n: asked[n] for n in ("benchmark", "image_id", "category") if n in asked}
         ext_id = f"{identity}/{model}" if model else identity
-        return _made(where, ext_id, asked, base, named, prompt, response, None, model, source, options)
+        made = _made(where, ext_id, asked, base, named, prompt, response, None, model, source, options)
+        return made._replace(gold=values.get("gold"))
     pair = "chosen" in values and "rejected" in values
     response = values.get("rejected" if pair else "response")
     if response is None:
@@ -80,7 +81,8 @@ def _row(
     prefill = values["chosen"] if pair and options.prefill else values.get("prefill")
     ext_id = readers.json_id(values, number, where)
     model = str(values.get("model") or "")
-    return _made(where, ext_id, values, folder, where, prompt, response, prefill, model, source, options)
+    made = _made(where, ext_id, values, folder, where, prompt, response, prefill, model, source, options)
+    return made._replace(gold=values.get("gold"))
 
 
 def _made(
