@@ -80,6 +80,7 @@ def build(folder: Path, seed: int, kind: str = "correction", items: int = 6) -> 
     report = imports.run(store, identity, path, imports.Options(n_annotators=3, keep_going=True))
     assert report.added >= 1
     store.write(lambda c: work(c, rng, identity, settings))
+    store.write(lambda c: decide(c, rng, identity))
     return store
 
 
@@ -99,6 +100,18 @@ def work(c, rng: random.Random, identity: int, settings: project.Project) -> Non
                 body |= submission(rng, item.response, settings, choice)
                 wanted = checks.save_request(body, item.response)
                 saving.save(c, person, item, settings, wanted, saving.segments_of(wanted, item, settings))
+
+
+def decide(c, rng: random.Random, identity: int) -> None:
+    """A reviewer decides about some items that people did, in favor of one of them."""
+    rows = {row.item: row for row in collected.finished(c, identity) if row.verdict != "skipped" and rng.random() < 0.5}
+    for row in rows.values():
+        result = {"verdict": row.verdict, "skip_reason": "", "corrected": row.corrected, "rev": 1, "earlier": []}
+        result |= {"segments": [segment.to_dict() for segment in row.segments]}
+        c.execute(
+            "INSERT INTO adjudication VALUES (?, 3, ?, 'clearer 👀', 1767323045.678)",
+            (row.item, json.dumps(result, ensure_ascii=False)),
+        )
 
 
 def submission(rng: random.Random, response: str, settings: project.Project, choice: str) -> dict:

@@ -3,6 +3,7 @@
     project.json        name and settings
     items.jsonl         id, number, image (its hash), image_name, prompt, response, prefill, model, source, ...
     annotations.jsonl   item (its id), annotator, number (the annotator's), state, revision, cuts, segments, ...
+    adjudications.jsonl item, reviewer, number (the reviewer's), result, reason, at
     images/HASH         the encoded images as they came
 
 Imported into a new directory it makes a project whose own exports are the same bytes: people, items and annotations
@@ -23,11 +24,12 @@ from rlhfv_jax.annotation import works
 from rlhfv_jax.annotation.diff import Change, Cuts
 from rlhfv_jax.annotation.pictures import Pictures
 from rlhfv_jax.annotation.project import Project
-from rlhfv_jax.annotation.rows import Place, Row, Work
+from rlhfv_jax.annotation.rows import Decision, Place, Row, Work
 from rlhfv_jax.data.records import json_object
 from rlhfv_jax.errors import UserError
 
 SETTINGS, ITEMS, ANNOTATIONS, IMAGES = "project.json", "items.jsonl", "annotations.jsonl", "images/"
+DECISIONS = "adjudications.jsonl"
 FORMAT = 1
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member: the same project gives the same bytes
 LARGEST = 2**28  # bytes of one image or table in memory
@@ -45,6 +47,7 @@ def write(c: sqlite3.Connection, project: int, pictures: Pictures, path: Path) -
         _add(file, SETTINGS, json.dumps(head, ensure_ascii=False, sort_keys=True, indent=2) + "\n")
         _add(file, ITEMS, _lines(items))
         _add(file, ANNOTATIONS, _lines(annotations))
+        _add(file, DECISIONS, _lines([_decision(row) for row in c.execute(_DECISIONS, (project,))]))
         for sha256 in hashes:
             _add(file, IMAGES + sha256, pictures.original(sha256), zipfile.ZIP_STORED)
     return {"items": len(items), "annotations": len(annotations), "images": len(hashes)}
@@ -80,6 +83,17 @@ def _annotation(c: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]:
         "cuts": {"splits": [], "merges": []} | json.loads(row["cuts_json"]),
         "segments": [list(segment) for segment in segments],
     }
+
+
+_DECISIONS = """
+    SELECT d.*, i.ext_id, p.name AS person FROM adjudication d JOIN item i ON i.id = d.item
+    JOIN annotator p ON p.id = d.reviewer WHERE i.project = ? ORDER BY d.item
+"""
+
+
+def _decision(row: sqlite3.Row) -> dict[str, Any]:
+    values = {"item": row["ext_id"], "reviewer": row["person"], "number": row["reviewer"], "reason": row["reason"]}
+    return values | {"result": json.loads(row["result_json"]), "at": row["at"]}
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
@@ -145,15 +159,24 @@ class Archive:
         annotations: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         for where, value in self._objects(ANNOTATIONS):
             annotations.setdefault(str(value.get("item")), []).append((where, value))
+        decisions = {str(value.get("item")): (where, value) for where, value in self._objects(DECISIONS)}
         for where, value in self._objects(ITEMS):
+            identity = str(value.get("id"))
             try:
-                yield self._row(where, value, annotations.pop(str(value.get("id")), []), project)
+                yield self._row(where, value, annotations.pop(identity, []), decisions.get(identity), project)
             except UserError as error:
                 yield error
         for of in annotations.values():
             yield UserError(f"{of[0][0]}, item: {of[0][1].get('item')!r} does not occur in {ITEMS}.")
 
-    def _row(self, where: str, value: dict[str, Any], of: list[tuple[str, dict[str, Any]]], project: Project) -> Row:
+    def _row(
+        self,
+        where: str,
+        value: dict[str, Any],
+        of: list[tuple[str, dict[str, Any]]],
+        decided: tuple[str, dict[str, Any]] | None,
+        project: Project,
+    ) -> Row:
         values = Fields(value, where)
         sha256, gold = values.text("image"), value.get("gold")
         place = Place(
@@ -161,6 +184,7 @@ class Archive:
             n_annotators=values.whole("n_annotators"),
             priority=values.number("priority"),
             gold_json=None if gold is None else json.dumps(gold, ensure_ascii=False, sort_keys=True),
+            decision=_decided(Fields(decided[1], decided[0])) if decided else None,
         )
 
         def image() -> bytes:
@@ -183,6 +207,16 @@ class Archive:
             place=place,
             key=sha256,
         )
+
+
+def _decided(values: "Fields") -> Decision:
+    return Decision(
+        reviewer=values.text("reviewer"),
+        number=values.whole("number"),
+        result=values.object("result"),
+        reason=values.text("reason"),
+        at=values.number("at"),
+    )
 
 
 def _work(values: "Fields", response: str, project: Project) -> Work:

@@ -163,6 +163,8 @@ def _insert(
         added += cursor.rowcount
         item = int(cursor.lastrowid or 0) if cursor.rowcount else 0
         annotations += sum(works.insert(c, item, work, people) for work in one.works if item)
+        if item and one.row.place and one.row.place.decision:
+            works.decide(c, item, one.row.place.decision, people)
     for one in good:
         if one.item:
             new_work = [work for work in one.works if not works.is_known(c, one.item, work)]

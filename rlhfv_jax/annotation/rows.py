@@ -32,6 +32,17 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """An adjudication: the reviewer by name and number, what was decided, why, and when."""
+
+    reviewer: str
+    number: int
+    result: dict[str, Any]
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True)
 class Place:
     """An item's settings that only an archive has; `number` is its number in the store that it came from."""
 
@@ -39,6 +50,7 @@ class Place:
     n_annotators: int
     priority: float
     gold_json: str | None
+    decision: Decision | None = None
 
 
 class Row(NamedTuple):

@@ -11,7 +11,7 @@ from rlhfv_jax.annotation.diff import Change, Cuts
 from rlhfv_jax.annotation.faults import Fault
 from rlhfv_jax.annotation.people import ensured
 from rlhfv_jax.annotation.project import Project
-from rlhfv_jax.annotation.rows import Work
+from rlhfv_jax.annotation.rows import Decision, Work
 from rlhfv_jax.annotation.store import now
 from rlhfv_jax.errors import UserError
 
@@ -164,6 +164,18 @@ def cuts_of(response: str, corrected: str, changes: Sequence[Change]) -> Cuts:
         if any(one.src0 <= end[0] <= one.src1 and one.dst0 <= end[1] <= one.dst1 for one in changes) and end not in ends
     ]
     return Cuts(splits=tuple(end for end in ends if end not in plain), merges=tuple(joined))
+
+
+def decide(c: sqlite3.Connection, item: int, decision: Decision, people: dict[tuple[str, int], int]) -> None:
+    """Stores an adjudication of an item that has none."""
+    who = (decision.reviewer, decision.number)
+    if who not in people:
+        people[who] = ensured(c, *who)
+    result = json.dumps(decision.result, ensure_ascii=False)
+    c.execute(
+        "INSERT OR IGNORE INTO adjudication(item, reviewer, result_json, reason, at) VALUES (?, ?, ?, ?, ?)",
+        (item, people[who], result, decision.reason, decision.at),
+    )
 
 
 def is_known(c: sqlite3.Connection, item: int, work: Work) -> bool:
