@@ -161,8 +161,8 @@ def record(item: Item, picture: str, image_name: str, rows_of: Sequence[Finished
 def _answers(row: Finished, project: Project) -> dict[str, Any]:
     if row.verdict == "skipped":
         return {REASON: row.skip_reason}
-    spans = exchange.spans_of(row.segments, row.response)
-    shown: dict[str, Any] = {SEGMENTS: [{"label": kind, "start": start, "end": end} for start, end, kind in spans]}
+    places = exchange.spans_of(row.segments, row.response)
+    shown: dict[str, Any] = {SEGMENTS: [{"label": kind, "start": start, "end": end} for start, end, kind in places]}
     return shown | ({CORRECTED: row.corrected} if project.kind == "correction" else {})
 
 
