@@ -137,7 +137,7 @@ def _span(value: Any, where: str, raw: str, response: str, project: Project) -> 
 
 def record(item: Item, picture: str, image_name: str, rows_of: Sequence[Finished], project: Project) -> dict[str, Any]:
     """An item with its finished annotations, as a record; `picture` is the image as a data URL."""
-    ours = {"id": item.ext_id, "model": item.model, "source": item.source, "image_name": image_name}
+    ours: dict[str, Any] = {"id": item.ext_id, "model": item.model, "source": item.source, "image_name": image_name}
     ours |= {"annotations": [exchange.note(row) for row in rows_of]}
     responses: dict[str, list[dict[str, Any]]] = {}
     for row in rows_of:
@@ -161,8 +161,8 @@ def record(item: Item, picture: str, image_name: str, rows_of: Sequence[Finished
 def _answers(row: Finished, project: Project) -> dict[str, Any]:
     if row.verdict == "skipped":
         return {REASON: row.skip_reason}
-    spans = exchange.spans_of(row.segments, row.response)
-    shown: dict[str, Any] = {SEGMENTS: [{"label": kind, "start": start, "end": end} for start, end, kind in spans]}
+    places = exchange.spans_of(row.segments, row.response)
+    shown: dict[str, Any] = {SEGMENTS: [{"label": kind, "start": start, "end": end} for start, end, kind in places]}
     return shown | ({CORRECTED: row.corrected} if project.kind == "correction" else {})
 
 
