@@ -24,10 +24,8 @@ def get_config(preset: str = "demo") -> ml_collections.ConfigDict:
     c.data.template = "words"
     c.data.max_length = 64
     c.ddpo.gamma, c.ddpo.beta, c.ddpo.average = demo.ddpo.gamma, demo.ddpo.beta, demo.ddpo.average
-    c.optim = demo.align
+    c.optim = demo.align  # as many steps as there, however many pairs
     c.optim.lr = demo.ddpo.lr
-    c.optim.steps = 0
-    c.optim.epochs = 3.0  # what 131 steps on 1,400 pairs are in demo.py
     c.mesh.fsdp = 1
     c.log_every = 20
     return c
