@@ -12,7 +12,7 @@ import { Picture } from "./picture.js";
 import { address } from "./places.js";
 import { Segments } from "./segments.js";
 
-const WHY = { verdict: "One sees a hallucination, the other none", segments: "Other segments", types: "Other types" };
+const WHY = { verdict: "Different verdicts", segments: "Different segments", types: "Different types" };
 const VERDICTS = { clean: "No hallucination", skipped: "Skipped", corrected: "" };
 const LETTERS = "ABCDEFGHIJKLMNOPQRST";
 
