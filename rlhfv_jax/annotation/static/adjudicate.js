@@ -4,7 +4,8 @@ import { html, useEffect, useLayoutEffect, useReducer, useRef, useState } from "
 import { call } from "./api.js";
 import { Correct } from "./correct.js";
 import { Decision } from "./decision.js";
-import { Dialog, Skip, Split } from "./dialogs.js";
+import { Dialog } from "./dialog.js";
+import { Skip, Split } from "./dialogs.js";
 import { setKeys } from "./keys.js";
 import { Label, mark, Selection } from "./label.js";
 import { Badge, paint, Shown, typeOf } from "./marks.js";
