@@ -4,6 +4,7 @@
     python -m rlhfv_jax.annotate --project=work --add_person=Ada
     python -m rlhfv_jax.annotate --project=work --tokenizer=tokenizer.model
     python -m rlhfv_jax.annotate --project=work --stats
+    python -m rlhfv_jax.annotate --project=work --agreement
     python -m rlhfv_jax.annotate --project=work --export=pairs.parquet
     python -m rlhfv_jax.annotate --project=work --name=eval --kind=mhumaneval --import=answers.jsonl \\
         --questions=questions.jsonl
@@ -26,7 +27,18 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhfv_jax import cli
-from rlhfv_jax.annotation import assignment, ballots, exports, imports, people, project, schema, statistics
+from rlhfv_jax.annotation import (
+    agreement_report,
+    assignment,
+    ballots,
+    collected,
+    exports,
+    imports,
+    people,
+    project,
+    schema,
+    statistics,
+)
 from rlhfv_jax.annotation.project import Project
 from rlhfv_jax.annotation.store import Store, opened
 from rlhfv_jax.comparing import sets
@@ -41,9 +53,13 @@ _QUESTIONS = flags.DEFINE_string("questions", "", "With --import of generate's a
 _IMAGES = flags.DEFINE_string("images", "", "The folder that image paths start from; default: the file's own.")
 _PREFILL = flags.DEFINE_bool("prefill", False, "With --import of pairs: start from the chosen answer.")
 _ANNOTATORS = flags.DEFINE_integer("annotators", 1, "With --import: how many people do each item.", 1, 20)
+_OVERLAP = flags.DEFINE_float("overlap", None, "With --import: the share of items for two people.", 0.0, 1.0)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "With --import: check everything, write nothing.")
 _KEEP_GOING = flags.DEFINE_bool("keep_going", False, "With --import: take the good rows of a file with bad ones.")
 _EXPORT = flags.DEFINE_string("export", "", "Write pairs.parquet or .jsonl, a .csv, or for mhumaneval a folder.")
+_GOLD = flags.DEFINE_bool("with_gold", False, "With --export: gold items too, with their gold annotation.")
+_AGREEMENT = flags.DEFINE_bool("agreement", False, "Print how far people agree who did the same items.")
+_AGREEMENT_TABLE = flags.DEFINE_string("agreement_table", "", "Write what agreement is computed from as .csv.")
 _STATS = flags.DEFINE_bool("stats", False, "Print the statistics.")
 _ADD = flags.DEFINE_string("add_person", "", "Add somebody of this name and print the token.")
 _ROLE = flags.DEFINE_enum("role", "annotator", list(people.ROLES), "With --add_person.")
@@ -66,7 +82,7 @@ _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print.")
 _OPTIONS = (
     *(_PROJECT, _NAME, _KIND, _SETTINGS, _IMPORT, _QUESTIONS, _IMAGES, _PREFILL, _ANNOTATORS, _DRY_RUN, _KEEP_GOING),
     *(_EXPORT, _STATS, _ADD, _ROLE, _TOKEN, _BACKUP, _HOST, _HOSTS, _PORT, _CERTIFICATE, _KEY, _TOKENIZER, _TEMPLATE),
-    *(_IMPORT_MB, _COMPARE, _NAMES, _SPANS, _BLIND, _VOTES, _FORMAT),
+    *(_IMPORT_MB, _OVERLAP, _GOLD, _AGREEMENT, _AGREEMENT_TABLE, _COMPARE, _NAMES, _SPANS, _BLIND, _VOTES, _FORMAT),
 )
 SHOWN = 20  # bad rows of an import on a terminal
 
@@ -78,7 +94,8 @@ def main() -> None:
 def _main() -> None:
     if not _PROJECT.value:
         raise UserError("No --project was given: the directory that holds the annotations, or will hold them.")
-    tasks = [flag for flag in (_IMPORT, _EXPORT, _STATS, _ADD, _TOKEN, _BACKUP, _VOTES) if flag.value]
+    agreeing = (_AGREEMENT, _AGREEMENT_TABLE)
+    tasks = [flag for flag in (_IMPORT, _EXPORT, _STATS, *agreeing, _ADD, _TOKEN, _BACKUP, _VOTES) if flag.value]
     makes = not tasks or bool(_IMPORT.value or _ADD.value)  # the others need a directory that holds something
     with opened(_PROJECT.value, create=makes) as store:
         for flag, task in (
@@ -86,6 +103,8 @@ def _main() -> None:
             (_ADD, _add_person),
             (_TOKEN, _new_token),
             (_STATS, _print_statistics),
+            (_AGREEMENT, _print_agreement),
+            (_AGREEMENT_TABLE, _write_agreement),
             (_EXPORT, _export),
             (_BACKUP, _back_up),
             (_VOTES, _export_votes),
@@ -134,6 +153,7 @@ def _import(store: Store) -> None:
         n_annotators=_ANNOTATORS.value,
         keep_going=_KEEP_GOING.value,
         dry_run=_DRY_RUN.value,
+        overlap=_OVERLAP.value,
     )
     report = imports.run(store, identity, Path(_IMPORT.value or ""), options)
     if _FORMAT.value == "json":
@@ -156,7 +176,7 @@ def _export(store: Store) -> None:
     identity, settings = _project(store)
     path = Path(_EXPORT.value)
     kind = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}.get(path.suffix, "spans")
-    _print(exports.export(store, identity, settings, kind, path))
+    _print(exports.export(store, identity, settings, kind, path, gold=_GOLD.value))
 
 
 def _print(values: dict[str, Any]) -> None:
@@ -178,6 +198,26 @@ def _print_statistics(store: Store) -> None:
     for line in statistics.lines(values):
         table.add_row(*line)
     Console().print(table)
+
+
+def _print_agreement(store: Store) -> None:
+    identity, settings = _project(store)
+    values = agreement_report.report(collected.outcomes(store.read, identity, several=True), settings)
+    if _FORMAT.value == "json":
+        print(json.dumps(values))
+        return
+    states = ", ".join(f"{count} {name}" for name, count in values["states"].items())
+    print(f"{values['items']} items, {values['annotators']} annotators ({states})")
+    table = Table("level", "measure", "value [95 % interval]", "of", box=None, padding=(0, 2, 0, 0))
+    for line in agreement_report.lines(values):
+        table.add_row(*line)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _write_agreement(store: Store) -> None:
+    identity, _ = _project(store)
+    text = agreement_report.raw(collected.outcomes(store.read, identity, several=True))
+    print(exports.write(Path(_AGREEMENT_TABLE.value), text))
 
 
 def _add_person(store: Store) -> None:

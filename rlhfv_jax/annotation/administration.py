@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -32,6 +33,12 @@ async def import_file(request: Request, server: Server, person: Person) -> Any:
     annotators = query.get("annotators", "1")
     if annotators not in [str(n) for n in range(1, 21)]:
         raise Invalid("annotators: expected 1 to 20.", [("annotators", "expected 1 to 20")])
+    try:
+        overlap = float(query["overlap"]) if "overlap" in query else None
+    except ValueError:
+        overlap = math.nan
+    if overlap is not None and not 0 <= overlap <= 1:
+        raise Invalid("overlap: expected a share from 0 to 1.", [("overlap", "expected 0 to 1")])
     options = imports.Options(
         images=server.images,
         confined=True,
@@ -39,6 +46,7 @@ async def import_file(request: Request, server: Server, person: Person) -> Any:
         n_annotators=int(annotators),
         keep_going=query.get("keep_going") == "1",
         dry_run=query.get("dry_run") == "1",
+        overlap=overlap,
     )
     with tempfile.TemporaryDirectory(prefix="rlhfv-import-") as folder:
         path = Path(folder) / f"upload{suffix}"
@@ -102,7 +110,8 @@ async def end_lease(request: Request, server: Server, person: Person) -> Any:
 async def make_export(request: Request, server: Server, person: Person) -> Any:
     identity = path_id(request, "project")
     settings = server.project(identity)
-    kind = (await object_body(request)).get("format")
+    wanted = await object_body(request)
+    kind, gold = wanted.get("format"), wanted.get("gold") is True
     if kind not in exports.FORMATS[settings.kind]:
         formats = ", ".join(exports.FORMATS[settings.kind])
         raise Invalid(f"format: expected one of {formats}.", [("format", f"expected one of {formats}")])
@@ -112,7 +121,7 @@ async def make_export(request: Request, server: Server, person: Person) -> Any:
         folder.mkdir(parents=True)
         names = {"parquet": "pairs.parquet", "jsonl": "pairs.jsonl", "csv": "annotations.csv", "spans": ""}
         try:
-            found = exports.export(server.store, identity, settings, kind, folder / names[kind])
+            found = exports.export(server.store, identity, settings, kind, folder / names[kind], gold)
         except UserError:
             if not any(folder.iterdir()):
                 folder.rmdir()

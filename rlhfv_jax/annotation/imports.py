@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhfv_jax.annotation import diff
+from rlhfv_jax.annotation import assignment, diff, gold
 from rlhfv_jax.annotation.pictures import Picture, Pictures
 from rlhfv_jax.annotation.store import Store
 from rlhfv_jax.data import readers, sources
@@ -34,6 +34,7 @@ class Row(NamedTuple):
     model: str
     source: dict[str, Any]
     name: str
+    gold: Any = None
 
 
 @dataclass
@@ -53,7 +54,8 @@ class Options:
     """How to read: `questions` holds the images of answers, `images` is the folder that image paths start from.
 
     `confined` refuses image paths outside `images`, for files that came over the network. `prefill` starts from a
-    pair's chosen answer. `keep_going` takes the good rows of a file with bad ones.
+    pair's chosen answer. `keep_going` takes the good rows of a file with bad ones. `overlap` is the share of the items
+    that is drawn for a second annotator; None: the project's.
     """
 
     questions: str = ""
@@ -63,16 +65,19 @@ class Options:
     n_annotators: int = 1
     keep_going: bool = False
     dry_run: bool = False
+    overlap: float | None = None
 
 
 def run(store: Store, project: int, path: str | Path, options: Options) -> Report:
     """Imports a file or folder; raises UserError where the file as a whole cannot be read."""
+    settings = assignment.project_of(store.read, project)
+    share = settings.overlap if options.overlap is None else options.overlap
     pictures = Pictures(store.folder)
     report = Report(dry_run=options.dry_run)
     known = {r["ext_id"] for r in store.read.execute("SELECT ext_id FROM item WHERE project = ?", (project,))}
     seen: dict[str, str] = {}
     checked: dict[str, Picture] = {}
-    good: list[tuple[Row, Picture, tuple[str, str, str | None]]] = []
+    good: list[tuple[Row, Picture, tuple[str, str, str | None], str | None]] = []
     for row in rows(Path(path), options):
         report.rows += 1
         if isinstance(row, UserError):
@@ -86,7 +91,8 @@ def run(store: Store, project: int, path: str | Path, options: Options) -> Repor
                 raise UserError(f"{row.where}, id: {row.ext_id!r} was used before, at {seen[row.ext_id]}.")
             seen[row.ext_id] = row.where
             texts = _texts(row, report)
-            good.append((row, _picture(row, pictures, checked, options.dry_run), texts))
+            known_answer = gold.checked(row.gold, texts[1], settings, row.where)
+            good.append((row, _picture(row, pictures, checked, options.dry_run), texts, known_answer))
         except UserError as error:
             _note(report, error)
     if (report.errors and not options.keep_going) or options.dry_run:
@@ -94,7 +100,7 @@ def run(store: Store, project: int, path: str | Path, options: Options) -> Repor
         return report
     if good:
         os.sync()  # image files are on the disk before the rows that name them
-        report.added = store.write(lambda c: _insert(c, project, good, options.n_annotators))
+        report.added = store.write(lambda c: _insert(c, project, good, options.n_annotators, share, settings.seed))
     return report
 
 
@@ -137,24 +143,25 @@ def _picture(row: Row, pictures: Pictures, checked: dict[str, Picture], dry_run:
     return checked[key]
 
 
-def _insert(c: sqlite3.Connection, project: int, good: list, n_annotators: int) -> int:
-    before = c.total_changes
-    pictures = {picture.sha256: (*picture, row.name) for row, picture, _ in good}
+def _insert(c: sqlite3.Connection, project: int, good: list, n_annotators: int, overlap: float, seed: int) -> int:
+    (last,) = c.execute("SELECT COALESCE(MAX(id), 0) FROM item").fetchone()
+    pictures = {picture.sha256: (*picture, row.name) for row, picture, *_ in good}
     c.executemany("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?, ?)", pictures.values())
     start = c.total_changes
     c.executemany(
         "INSERT OR IGNORE INTO item(project, ext_id, image_sha256, prompt, response, prefill, model, source_json, "
-        "n_annotators) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "n_annotators, gold_json) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 *(project, row.ext_id, picture.sha256, *texts, row.model),
-                *(json.dumps(row.source, ensure_ascii=False, sort_keys=True), n_annotators),
+                *(json.dumps(row.source, ensure_ascii=False, sort_keys=True), n_annotators, known_answer),
             )
-            for row, picture, texts in good
+            for row, picture, texts, known_answer in good
         ],
     )
-    del before
-    return c.total_changes - start
+    added = c.total_changes - start
+    assignment.draw_overlap(c, project, last, overlap, seed)
+    return added
 
 
 def rows(path: Path, options: Options) -> Iterator[Row | UserError]:
@@ -246,7 +253,8 @@ def _row(
         prompt = next((asked[n] for n in ("question", "text", "prompt") if questions and n in asked), prompt)
         source |= {n: asked[n] for n in ("benchmark", "image_id", "category") if n in asked}
         ext_id = f"{identity}/{model}" if model else identity
-        return _made(where, ext_id, asked, base, named, prompt, response, None, model, source, options)
+        made = _made(where, ext_id, asked, base, named, prompt, response, None, model, source, options)
+        return made._replace(gold=values.get("gold"))
     pair = "chosen" in values and "rejected" in values
     response = values.get("rejected" if pair else "response")
     if response is None:
@@ -261,7 +269,8 @@ def _row(
     prefill = values["chosen"] if pair and options.prefill else values.get("prefill")
     ext_id = readers.json_id(values, number, where)
     model = str(values.get("model") or "")
-    return _made(where, ext_id, values, folder, where, prompt, response, prefill, model, source, options)
+    made = _made(where, ext_id, values, folder, where, prompt, response, prefill, model, source, options)
+    return made._replace(gold=values.get("gold"))
 
 
 def _made(
