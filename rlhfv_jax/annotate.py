@@ -232,7 +232,7 @@ def _print_agreement(store: Store) -> None:
     table = Table("level", "measure", "value [95 % interval]", "of", box=None, padding=(0, 2, 0, 0))
     for line in agreement_report.lines(values):
         table.add_row(*line)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _write_agreement(store: Store) -> None:

@@ -17,7 +17,7 @@ from rlhfv_jax.annotation.project import Project
 
 COMPLETE = ("agreed", "needs_adjudication", "adjudicated")
 MOST_PAIRS = 50  # pairs of people that are listed, those with most items in common
-TWO_ONLY = "for two annotators; see the pairs of annotators"
+TWO_ONLY = "not of two annotators"
 
 
 class Pair(NamedTuple):

@@ -4,7 +4,8 @@ import { html, useEffect, useLayoutEffect, useReducer, useRef, useState } from "
 import { call } from "./api.js";
 import { Correct } from "./correct.js";
 import { Decision } from "./decision.js";
-import { Dialog, Skip, Split } from "./dialogs.js";
+import { Dialog } from "./dialog.js";
+import { Skip, Split } from "./dialogs.js";
 import { setKeys } from "./keys.js";
 import { Label, mark, Selection } from "./label.js";
 import { Badge, paint, Shown, typeOf } from "./marks.js";
@@ -12,7 +13,7 @@ import { Picture } from "./picture.js";
 import { address } from "./places.js";
 import { Segments } from "./segments.js";
 
-const WHY = { verdict: "One sees a hallucination, the other none", segments: "Other segments", types: "Other types" };
+const WHY = { verdict: "Different verdicts", segments: "Different segments", types: "Different types" };
 const VERDICTS = { clean: "No hallucination", skipped: "Skipped", corrected: "" };
 const LETTERS = "ABCDEFGHIJKLMNOPQRST";
 
