@@ -16,6 +16,7 @@ PROGRAMS = {
     "compare": "show several models' answers side by side on one page, and count blind votes",
     "inspect": "show a data set as the loss sees it",
     "annotate": "serve the annotation application, import to it, export from it",
+    "oracle": "stand in for people on the miniature: questions, corrections, scores",
 }
 
 

@@ -4,7 +4,10 @@
     python -m rlhfv_jax.annotate --project=work --add_person=Ada
     python -m rlhfv_jax.annotate --project=work --tokenizer=tokenizer.model
     python -m rlhfv_jax.annotate --project=work --stats
+    python -m rlhfv_jax.annotate --project=work --agreement
     python -m rlhfv_jax.annotate --project=work --export=pairs.parquet
+    python -m rlhfv_jax.annotate --project=work --export=tasks.json --export_format=label_studio
+    python -m rlhfv_jax.annotate --project=other --import=project.zip
     python -m rlhfv_jax.annotate --project=work --name=eval --kind=mhumaneval --import=answers.jsonl \\
         --questions=questions.jsonl
     python -m rlhfv_jax.annotate --project=work --name=eval --export=mhumaneval/
@@ -26,7 +29,18 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhfv_jax import cli
-from rlhfv_jax.annotation import assignment, ballots, exports, imports, people, project, schema, statistics
+from rlhfv_jax.annotation import (
+    agreement_report,
+    assignment,
+    ballots,
+    collected,
+    exports,
+    imports,
+    people,
+    project,
+    schema,
+    statistics,
+)
 from rlhfv_jax.annotation.project import Project
 from rlhfv_jax.annotation.store import Store, opened
 from rlhfv_jax.comparing import sets
@@ -36,14 +50,25 @@ _PROJECT = flags.DEFINE_string("project", "", "The directory of the store, its i
 _NAME = flags.DEFINE_string("name", "", "Which project of the directory; default: its only one, else --kind's name.")
 _KIND = flags.DEFINE_enum("kind", "correction", list(project.KINDS), "What a new project is for.")
 _SETTINGS = flags.DEFINE_string("settings", "", "A JSON file of a new project's types, keys, guideline and title.")
-_IMPORT = flags.DEFINE_string("import", "", "Add items: .jsonl, .csv, .parquet, .tsv, .json, a folder with a .csv.")
+_IMPORT = flags.DEFINE_string("import", "", "Add items: .jsonl, .csv, .parquet, .tsv, .json, .zip, or a folder.")
+_IMPORT_FORMAT = flags.DEFINE_enum("import_format", "auto", imports.FORMS, "What tool a .json file is from.")
 _QUESTIONS = flags.DEFINE_string("questions", "", "With --import of generate's answers, or --compare: the questions.")
 _IMAGES = flags.DEFINE_string("images", "", "The folder that image paths start from; default: the file's own.")
 _PREFILL = flags.DEFINE_bool("prefill", False, "With --import of pairs: start from the chosen answer.")
 _ANNOTATORS = flags.DEFINE_integer("annotators", 1, "With --import: how many people do each item.", 1, 20)
+_OVERLAP = flags.DEFINE_float("overlap", None, "With --import: the share of items for two people.", 0.0, 1.0)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "With --import: check everything, write nothing.")
 _KEEP_GOING = flags.DEFINE_bool("keep_going", False, "With --import: take the good rows of a file with bad ones.")
-_EXPORT = flags.DEFINE_string("export", "", "Write pairs.parquet or .jsonl, a .csv, or for mhumaneval a folder.")
+_EXPORT = flags.DEFINE_string("export", "", "Write pairs.parquet or .jsonl, a .csv, the project as .zip, or a folder.")
+_EXPORT_FORMAT = flags.DEFINE_enum(
+    "export_format",
+    "auto",
+    ["auto", "label_studio", "argilla", "tfds"],
+    "What a .json file is for; tfds: a folder. Else the name tells.",
+)
+_GOLD = flags.DEFINE_bool("with_gold", False, "With --export: gold items too, with their gold annotation.")
+_AGREEMENT = flags.DEFINE_bool("agreement", False, "Print how far people agree who did the same items.")
+_AGREEMENT_TABLE = flags.DEFINE_string("agreement_table", "", "Write what agreement is computed from as .csv.")
 _STATS = flags.DEFINE_bool("stats", False, "Print the statistics.")
 _ADD = flags.DEFINE_string("add_person", "", "Add somebody of this name and print the token.")
 _ROLE = flags.DEFINE_enum("role", "annotator", list(people.ROLES), "With --add_person.")
@@ -64,9 +89,10 @@ _BLIND = flags.DEFINE_bool("blind", False, "With --compare: take votes, and tell
 _VOTES = flags.DEFINE_string("export_votes", "", "Write the blind votes as .jsonl, for `rlhfv compare --votes`.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print.")
 _OPTIONS = (
-    *(_PROJECT, _NAME, _KIND, _SETTINGS, _IMPORT, _QUESTIONS, _IMAGES, _PREFILL, _ANNOTATORS, _DRY_RUN, _KEEP_GOING),
-    *(_EXPORT, _STATS, _ADD, _ROLE, _TOKEN, _BACKUP, _HOST, _HOSTS, _PORT, _CERTIFICATE, _KEY, _TOKENIZER, _TEMPLATE),
-    *(_IMPORT_MB, _COMPARE, _NAMES, _SPANS, _BLIND, _VOTES, _FORMAT),
+    *(_PROJECT, _NAME, _KIND, _SETTINGS, _IMPORT, _IMPORT_FORMAT, _QUESTIONS, _IMAGES, _PREFILL, _ANNOTATORS, _DRY_RUN),
+    *(_KEEP_GOING, _EXPORT, _EXPORT_FORMAT, _STATS, _ADD, _ROLE, _TOKEN, _BACKUP, _HOST, _HOSTS, _PORT, _CERTIFICATE),
+    *(_KEY, _TOKENIZER, _TEMPLATE, _IMPORT_MB, _OVERLAP, _GOLD, _AGREEMENT, _AGREEMENT_TABLE, _COMPARE, _NAMES, _SPANS),
+    *(_BLIND, _VOTES, _FORMAT),
 )
 SHOWN = 20  # bad rows of an import on a terminal
 
@@ -79,7 +105,8 @@ def main() -> None:
 def _main() -> None:
     if not _PROJECT.value:
         raise UserError("No --project was given: the directory that holds the annotations, or will hold them.")
-    tasks = [flag for flag in (_IMPORT, _EXPORT, _STATS, _ADD, _TOKEN, _BACKUP, _VOTES) if flag.value]
+    agreeing = (_AGREEMENT, _AGREEMENT_TABLE)
+    tasks = [flag for flag in (_IMPORT, _EXPORT, _STATS, *agreeing, _ADD, _TOKEN, _BACKUP, _VOTES) if flag.value]
     makes = not tasks or bool(_IMPORT.value or _ADD.value)  # the others need a directory that holds something
     with opened(_PROJECT.value, create=makes) as store:
         for flag, task in (
@@ -87,6 +114,8 @@ def _main() -> None:
             (_ADD, _add_person),
             (_TOKEN, _new_token),
             (_STATS, _print_statistics),
+            (_AGREEMENT, _print_agreement),
+            (_AGREEMENT_TABLE, _write_agreement),
             (_EXPORT, _export),
             (_BACKUP, _back_up),
             (_VOTES, _export_votes),
@@ -97,19 +126,21 @@ def _main() -> None:
             _serve(store)
 
 
-def _project(store: Store, create: bool = False) -> tuple[int, Project]:
-    """The named project, or the only one; made where it is missing and may be."""
+def _project(store: Store, create: bool = False, archived: tuple[str, Project] | None = None) -> tuple[int, Project]:
+    """The named project, an archive's, or the only one; made where it is missing and may be."""
     every = assignment.all_projects(store.read)
-    name = _NAME.value or (every[0][1] if len(every) == 1 else _KIND.value)
+    name = _NAME.value or (archived[0] if archived else every[0][1] if len(every) == 1 else _KIND.value)
     for identity, known, settings in every:
         if known == name:
             if flags.FLAGS["kind"].present and settings.kind != _KIND.value:
                 raise UserError(f"The project {name!r} is of kind {settings.kind}; give the new one another --name.")
+            if archived and (archived[1].kind, archived[1].type_keys) != (settings.kind, settings.type_keys):
+                raise UserError(f"The project {name!r} has another kind or types; give a new one another --name.")
             return identity, settings
     if not create:
         names = ", ".join(known for _, known, _ in every) or "none yet"
         raise UserError(f"There is no project {name!r} in {store.folder}; found: {names}. Choose one with --name.")
-    settings = _new_settings()
+    settings = archived[1] if archived else _new_settings()
     return store.write(lambda c: assignment.add_project(c, name, settings)), settings
 
 
@@ -127,7 +158,8 @@ def _new_settings() -> Project:
 
 
 def _import(store: Store) -> None:
-    identity, _ = _project(store, create=True)
+    path = Path(_IMPORT.value or "")
+    identity, _ = _project(store, create=True, archived=imports.archived(path))
     options = imports.Options(
         questions=_QUESTIONS.value,
         images=_IMAGES.value,
@@ -135,13 +167,17 @@ def _import(store: Store) -> None:
         n_annotators=_ANNOTATORS.value,
         keep_going=_KEEP_GOING.value,
         dry_run=_DRY_RUN.value,
+        form=_IMPORT_FORMAT.value,
+        overlap=_OVERLAP.value,
     )
-    report = imports.run(store, identity, Path(_IMPORT.value or ""), options)
+    report = imports.run(store, identity, path, options)
     if _FORMAT.value == "json":
         print(json.dumps(dataclasses.asdict(report), ensure_ascii=False))
     else:
         would = "would be " if report.dry_run else ""
         print(f"{report.rows} rows read: {report.added} {would}added, {report.duplicates} known before.")
+        if report.annotations:
+            print(f"{report.annotations} finished annotations came along.")
         if report.normalized:
             print(f"{report.normalized} texts were brought to Unicode NFC and plain line ends.")
         for error in report.errors[:SHOWN]:
@@ -156,8 +192,13 @@ def _import(store: Store) -> None:
 def _export(store: Store) -> None:
     identity, settings = _project(store)
     path = Path(_EXPORT.value)
-    kind = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}.get(path.suffix, "spans")
-    _print(exports.export(store, identity, settings, kind, path))
+    kind = _EXPORT_FORMAT.value
+    if kind == "auto":
+        if path.suffix == ".json":
+            raise UserError(f"What is {path} for? Say --export_format=label_studio or --export_format=argilla.")
+        names = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv", ".zip": "archive"}
+        kind = names.get(path.suffix, "spans")
+    _print(exports.export(store, identity, settings, kind, path, gold=_GOLD.value))
 
 
 def _print(values: dict[str, Any]) -> None:
@@ -179,6 +220,26 @@ def _print_statistics(store: Store) -> None:
     for line in statistics.lines(values):
         table.add_row(*line)
     Console().print(table)
+
+
+def _print_agreement(store: Store) -> None:
+    identity, settings = _project(store)
+    values = agreement_report.report(collected.outcomes(store.read, identity, several=True), settings)
+    if _FORMAT.value == "json":
+        print(json.dumps(values))
+        return
+    states = ", ".join(f"{count} {name}" for name, count in values["states"].items())
+    print(f"{values['items']} items, {values['annotators']} annotators ({states})")
+    table = Table("level", "measure", "value [95 % interval]", "of", box=None, padding=(0, 2, 0, 0))
+    for line in agreement_report.lines(values):
+        table.add_row(*line)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _write_agreement(store: Store) -> None:
+    identity, _ = _project(store)
+    text = agreement_report.raw(collected.outcomes(store.read, identity, several=True))
+    print(exports.write(Path(_AGREEMENT_TABLE.value), text))
 
 
 def _add_person(store: Store) -> None:

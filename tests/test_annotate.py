@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("regex")
+from rlhfv_jax.annotation import store
 
 
 def annotate(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -42,6 +43,17 @@ def test_nothing_of_a_file_with_a_bad_row_is_imported_unless_asked(answers, tmp_
     assert taken.returncode == 0 and json.loads(taken.stdout)["added"] == 1
     again = annotate(tmp_path, *given, "--keep_going")
     assert json.loads(again.stdout)["duplicates"] == 1
+
+
+def test_agreement_of_nothing_is_undefined_and_not_perfect(answers, tmp_path):
+    given = (f"--import={answers}", f"--questions={tmp_path / 'questions.jsonl'}", "--keep_going", "--overlap=1")
+    result = annotate(tmp_path, *given, "--agreement", f"--agreement_table={tmp_path / 'words.csv'}")
+    assert result.returncode == 0, result.stderr
+    assert "0 items, 0 annotators" in result.stdout and "undefined (nothing to compare)" in result.stdout
+    assert "1.0" not in result.stdout and "nan" not in result.stdout
+    assert (tmp_path / "words.csv").read_text().startswith("item,state,annotator,verdict,word,")
+    with store.opened(tmp_path / "work", create=False) as kept:
+        assert [row["n_annotators"] for row in kept.read.execute("SELECT n_annotators FROM item")] == [2]
 
 
 def test_statistics_and_exports_make_no_project(tmp_path):

@@ -170,15 +170,16 @@ def test_no_clock_but_the_servers_is_stored(opened, tmp_path):
 
 def test_an_older_store_is_copied_before_it_changes_and_a_newer_one_is_refused(tmp_path, monkeypatch):
     Store(tmp_path / "work").close()
+    now = len(schema.MIGRATIONS)
     monkeypatch.setattr(
         schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE later(id INTEGER PRIMARY KEY) STRICT;")
     )
     newer = Store(tmp_path / "work")
-    assert newer.read.execute("PRAGMA user_version").fetchone()[0] == 2
+    assert newer.read.execute("PRAGMA user_version").fetchone()[0] == now + 1
     assert newer.read.execute("SELECT COUNT(*) FROM later").fetchone()[0] == 0
     newer.close()
-    copy = sqlite3.connect(tmp_path / "work" / "annotations.before-schema-2.sqlite")
-    assert copy.execute("PRAGMA user_version").fetchone() == (1,)
+    copy = sqlite3.connect(tmp_path / "work" / f"annotations.before-schema-{now + 1}.sqlite")
+    assert copy.execute("PRAGMA user_version").fetchone() == (now,)
     assert copy.execute("SELECT name FROM sqlite_master WHERE name = 'later'").fetchall() == []
     copy.close()
     monkeypatch.undo()

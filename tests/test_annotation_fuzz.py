@@ -15,10 +15,13 @@ from starlette.testclient import TestClient
 from rlhfv_jax.annotation import app, people, serving
 from rlhfv_jax.annotation.administration import ROUTES as ADMINISTRATION
 from rlhfv_jax.annotation.api import ROUTES
+from rlhfv_jax.annotation.reviewing import ROUTES as REVIEWING
 from rlhfv_jax.annotation.store import Store
 
 ENDPOINTS = [
-    (method, route.path) for route in (*ROUTES, *ADMINISTRATION) for method in sorted(route.methods - {"HEAD"})
+    (method, route.path)
+    for route in (*ROUTES, *ADMINISTRATION, *REVIEWING)
+    for method in sorted(route.methods - {"HEAD"})
 ]
 
 text = st.one_of(
@@ -64,6 +67,8 @@ FIELDS = {
     "role": mostly(st.sampled_from(["annotator", "admin", "king"])),
     "format": mostly(st.sampled_from(["parquet", "jsonl", "csv", "spans", "pdf"])),
     "disabled": mostly(st.booleans()),
+    "revisions": mostly(st.lists(st.integers(0, 2), max_size=3)),
+    "skip": mostly(st.fixed_dictionaries({}, optional={"reason": mostly(st.just("other")), "text": mostly(text)})),
 }
 bodies = st.one_of(
     st.fixed_dictionaries({}, optional=FIELDS).map(json.dumps),
@@ -77,7 +82,19 @@ numbers = st.one_of(
 )
 queries = st.dictionaries(
     st.sampled_from(
-        ["after", "limit", "offset", "state", "annotator", "name", "annotators", "dry_run", "keep_going", "prefill"]
+        [
+            "after",
+            "limit",
+            "offset",
+            "state",
+            "annotator",
+            "name",
+            "annotators",
+            "dry_run",
+            "keep_going",
+            "prefill",
+            "overlap",
+        ]
     ),
     st.one_of(
         st.sampled_from(["1", "0", "draft", "x.jsonl", "x.csv", "x.parquet", "x.tsv", "x.json", "-5", "9" * 40]),

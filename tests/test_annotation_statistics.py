@@ -69,7 +69,7 @@ def test_an_item_counts_once_by_its_earliest_work_and_skips_only_alone():
 
 def test_no_cell_of_the_table_is_a_formula():
     row = finished(1, ["objects"], prompt='=HYPERLINK("http://x")', model="+1", ext_id="@a")
-    (head, cells) = csv.reader(exports._table([row]).splitlines())
+    (head, cells) = csv.reader(exports._table([(row, "single", True)]).splitlines())
     assert cells[head.index("prompt")] == '\'=HYPERLINK("http://x")'
     assert not [cell for cell in cells if cell.startswith(exports.FORMULA)]
 

@@ -1,11 +1,13 @@
 """The miniature as a whole: its settings, and all stages of the smoke preset, for the files it promises."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -157,6 +159,49 @@ def test_a_second_start_changes_nothing(smoke, cache):
     before = files(smoke[0])
     subprocess.run(**command(smoke[0], cache), check=True, timeout=600)
     assert files(smoke[0]) == before
+
+
+@pytest.mark.slow
+def test_the_loop_of_answers_corrections_and_training_closes_by_its_commands(smoke, cache, tmp_path):
+    """docs/loop.md, small: the oracle types into a running server, and what it typed trains the model that answered."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
+
+    def rlhfv(*given: str) -> str:
+        line = [sys.executable, "-m", "rlhfv_jax", *given]
+        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    base = f"--checkpoint={smoke[0] / 'base'}"
+    sampling = ("--temperature=1", "--max_new_tokens=34", "--batch_size=100")
+    rlhfv("oracle", "--questions=asked/questions.jsonl", "--count=200")
+    rlhfv("generate", base, "--questions=asked/questions.jsonl", "--answers=asked/answers.jsonl", *sampling)
+    rlhfv("annotate", "--project=work", "--import=asked/answers.jsonl", "--questions=asked/questions.jsonl")
+    token = json.loads(rlhfv("annotate", "--project=work", "--add_person=Oracle", "--format=json"))["token"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = [sys.executable, "-m", "rlhfv_jax", "annotate", "--project=work", f"--port={port}"]
+    server = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.1)
+        address = f"--server=http://127.0.0.1:{port}"
+        done = json.loads(rlhfv("oracle", address, f"--token={token}", "--format=json"))
+    finally:
+        server.terminate()
+        server.wait()
+    assert sum(done.values()) == 200 and done["corrected"] >= 2
+    rlhfv("annotate", "--project=work", "--export=pairs.parquet")
+    pairs = sources.read(tmp_path / "pairs.parquet")
+    assert len(pairs) == done["corrected"] and all(pair.segments[1] for pair in pairs)
+    given = (f"--config.init_from={smoke[0] / 'base'}", "--config.data.path=pairs.parquet")
+    rlhfv("train", "--config=loop.py:smoke", *given, "--config.optim.batch_size=2", "--workdir=next")
+    for name, checkpoint in (("before", base), ("after", "--checkpoint=next")):
+        rlhfv("generate", checkpoint, "--questions=asked/questions.jsonl", f"--answers={name}.jsonl", *sampling)
+    scored = json.loads(rlhfv("oracle", "--score=before.jsonl,after.jsonl", "--format=json"))
+    assert scored["answers"] == 200 and list(scored["differences"]) == ["after.jsonl"]
 
 
 STAGES = ("warm up the tower", "train base", "tune it_vqa", "sample and correct", "align ddpo", "align dpo", "evaluate")

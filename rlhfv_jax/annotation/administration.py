@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +19,17 @@ from rlhfv_jax.annotation.people import Person
 from rlhfv_jax.annotation.serving import Server, endpoint, object_body, path_id
 from rlhfv_jax.errors import UserError
 
-SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".json")
+SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv", ".json", ".zip")
+# What the browser can ask for and fetch file by file, with the name of each; spans are several files in a folder.
+NAMES = {
+    "parquet": "pairs.parquet",
+    "jsonl": "pairs.jsonl",
+    "csv": "annotations.csv",
+    "spans": "",
+    "label_studio": "tasks.json",
+    "argilla": "records.json",
+    "archive": "project.zip",
+}
 
 
 async def import_file(request: Request, server: Server, person: Person) -> Any:
@@ -32,6 +43,12 @@ async def import_file(request: Request, server: Server, person: Person) -> Any:
     annotators = query.get("annotators", "1")
     if annotators not in [str(n) for n in range(1, 21)]:
         raise Invalid("annotators: expected 1 to 20.", [("annotators", "expected 1 to 20")])
+    try:
+        overlap = float(query["overlap"]) if "overlap" in query else None
+    except ValueError:
+        overlap = math.nan
+    if overlap is not None and not 0 <= overlap <= 1:
+        raise Invalid("overlap: expected a share from 0 to 1.", [("overlap", "expected 0 to 1")])
     options = imports.Options(
         images=server.images,
         confined=True,
@@ -39,6 +56,7 @@ async def import_file(request: Request, server: Server, person: Person) -> Any:
         n_annotators=int(annotators),
         keep_going=query.get("keep_going") == "1",
         dry_run=query.get("dry_run") == "1",
+        overlap=overlap,
     )
     with tempfile.TemporaryDirectory(prefix="rlhfv-import-") as folder:
         path = Path(folder) / f"upload{suffix}"
@@ -102,17 +120,18 @@ async def end_lease(request: Request, server: Server, person: Person) -> Any:
 async def make_export(request: Request, server: Server, person: Person) -> Any:
     identity = path_id(request, "project")
     settings = server.project(identity)
-    kind = (await object_body(request)).get("format")
-    if kind not in exports.FORMATS[settings.kind]:
-        formats = ", ".join(exports.FORMATS[settings.kind])
+    wanted = await object_body(request)
+    kind, gold = wanted.get("format"), wanted.get("gold") is True
+    known = [name for name in exports.FORMATS[settings.kind] if name in NAMES]
+    if kind not in known:
+        formats = ", ".join(known)
         raise Invalid(f"format: expected one of {formats}.", [("format", f"expected one of {formats}")])
 
     def work() -> dict[str, Any]:
         folder = server.store.folder / "exports" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}"
         folder.mkdir(parents=True)
-        names = {"parquet": "pairs.parquet", "jsonl": "pairs.jsonl", "csv": "annotations.csv", "spans": ""}
         try:
-            found = exports.export(server.store, identity, settings, kind, folder / names[kind])
+            found = exports.export(server.store, identity, settings, kind, folder / NAMES[kind], gold)
         except UserError:
             if not any(folder.iterdir()):
                 folder.rmdir()

@@ -85,16 +85,18 @@ async def get_item(request: Request, server: Server, person: Person) -> Any:
     c = server.store.read
     assignment.demand_access(c, person, item.id)
     kind = server.project(item.project).kind
-    row = saving.find(c, _whose(request, person), item.id)
+    row = saving.find(c, _whose(request, server, person, item.id), item.id)
     stored = saving.copy(c, row) if row else None
     return item.public(kind) | {"project": item.project, "annotation": stored}
 
 
-def _whose(request: Request, person: Person) -> int:
+def _whose(request: Request, server: Server, person: Person, item: int = 0) -> int:
     """Whose work is asked for: one's own, or with the role for it somebody else's."""
     whose = query_int(request, "annotator", person.id, 2**53)
     if whose != person.id and person.role not in SEERS:
         raise Forbidden("Other people's work is not shown to you.")
+    if whose != person.id and assignment.blind(server.store.read, item):
+        raise Forbidden("Not everybody who does this item has finished; until then nobody sees others' work.")
     return whose
 
 
@@ -147,7 +149,7 @@ async def keep_lease(request: Request, server: Server, person: Person) -> Any:
 
 async def item_history(request: Request, server: Server, person: Person) -> Any:
     item = server.item(path_id(request, "item"))
-    return saving.history(server.store.read, _whose(request, person), item.id)
+    return saving.history(server.store.read, _whose(request, server, person, item.id), item.id)
 
 
 async def my_items(request: Request, server: Server, person: Person) -> Any:
@@ -156,7 +158,9 @@ async def my_items(request: Request, server: Server, person: Person) -> Any:
     if state not in ("", "draft", "submitted", "skipped"):
         raise Invalid("state: expected draft, submitted or skipped.", [("state", "unknown state")])
     limit, offset = query_int(request, "limit", 50, 500), query_int(request, "offset", 0, 2**31)
-    return saving.mine(server.store.read, _whose(request, person), identity, state, limit, offset)
+    whose, c = _whose(request, server, person), server.store.read
+    rows = saving.mine(c, whose, identity, state, limit, offset)
+    return [row for row in rows if whose == person.id or not assignment.blind(c, row["id"])]
 
 
 async def compute_diff(request: Request, server: Server, person: Person) -> Any:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rlhfv_jax.annotation import administration, api, comparison
+from rlhfv_jax.annotation import administration, api, comparison, reviewing
 from rlhfv_jax.annotation.ballots import Ballots
 from rlhfv_jax.annotation.faults import Fault, NotFound
 from rlhfv_jax.annotation.security import LOCAL, Guard
@@ -43,6 +43,7 @@ def build(
         routes=[
             *api.ROUTES,
             *administration.ROUTES,
+            *reviewing.ROUTES,
             *comparison.ROUTES,
             Route("/", static, methods=["GET"]),
             Route("/static/{name:path}", static, methods=["GET"]),

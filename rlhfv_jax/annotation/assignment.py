@@ -1,5 +1,6 @@
 """Who works on what: items, leases with an end, progress. Functions of a connection; leases run in the writer."""
 
+import functools
 import hashlib
 import json
 import sqlite3
@@ -80,16 +81,37 @@ def project_of(c: sqlite3.Connection, identity: int) -> Project:
     return projects.from_dict(json.loads(row["config_json"]), row["name"])
 
 
-def shuffled(seed: int, person: int, identity: int) -> bytes:
+@functools.lru_cache(maxsize=2**17)
+def shuffled(seed: int, person: int | str, identity: int | str) -> bytes:
     """A place in an annotator's own order, the same every time."""
     return hashlib.sha256(f"{seed}/{person}/{identity}".encode()).digest()
 
 
-FREE = """
-    SELECT i.id FROM item i WHERE i.project = :project
+def draw_overlap(c: sqlite3.Connection, project: int, after: int, share: float, seed: int) -> int:
+    """Gives a share of the items with ids above `after` to two annotators, drawn by the seed; how many. In the writer.
+
+    Gold items and those that several people do anyway are not drawn from.
+    """
+    rows = c.execute(
+        "SELECT id, ext_id FROM item WHERE project = ? AND id > ? AND n_annotators = 1 AND gold_json IS NULL",
+        (project, after),
+    ).fetchall()
+    ordered = sorted(rows, key=lambda row: shuffled(seed, "overlap", row["ext_id"]))
+    drawn = ordered[: round(share * len(rows))]
+    c.executemany("UPDATE item SET n_annotators = 2 WHERE id = ?", [(row["id"],) for row in drawn])
+    return len(drawn)
+
+
+GOLD = """
+    SELECT i.id FROM item i WHERE i.project = :project AND i.gold_json IS NOT NULL
     AND NOT EXISTS (SELECT 1 FROM annotation a WHERE a.item = i.id AND a.annotator = :person)
-    AND (SELECT COUNT(*) FROM annotation a WHERE a.item = i.id AND a.state IN ('submitted', 'skipped'))
-      + (SELECT COUNT(*) FROM lease l WHERE l.item = i.id AND l.annotator <> :person AND l.expires > :now)
+    AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.item = i.id AND l.annotator = :person AND l.expires > :now)
+"""
+# Items with a place: `filled` and its index keep those out that are done, so that a late search is no longer one.
+FREE = """
+    SELECT i.id FROM item i WHERE i.project = :project AND i.gold_json IS NULL AND i.filled < i.n_annotators
+    AND NOT EXISTS (SELECT 1 FROM annotation a WHERE a.item = i.id AND a.annotator = :person)
+    AND i.filled + (SELECT COUNT(*) FROM lease l WHERE l.item = i.id AND l.annotator <> :person AND l.expires > :now)
       < i.n_annotators
 """
 
@@ -113,6 +135,9 @@ def next_item(c: sqlite3.Connection, person: Person, identity: int, settings: Pr
         lease(c, person, waiting[0], settings)
         return int(waiting[0])
     values = {"project": identity, "person": person.id, "now": now()}
+    if gold := _gold_turn(c, person, settings, values):
+        lease(c, person, gold, settings)
+        return gold
     if settings.kind == "mhumaneval":
         c.create_function("shuffled", 1, lambda i: shuffled(settings.seed, person.id, i), deterministic=True)
         row = c.execute(f"{FREE} ORDER BY i.priority DESC, shuffled(i.id) LIMIT 1", values).fetchone()
@@ -122,6 +147,23 @@ def next_item(c: sqlite3.Connection, person: Person, identity: int, settings: Pr
     if found is not None:
         lease(c, person, found, settings)
     return found
+
+
+def _gold_turn(c: sqlite3.Connection, person: Person, settings: Project, values: dict[str, Any]) -> int | None:
+    """A gold item where it is time for one: with the chance `settings.gold`, drawn for each of a person's places, in an
+    order of the person's own, so that neither place nor neighbors tell."""
+    if not settings.gold:
+        return None
+    (place,) = c.execute(
+        "SELECT (SELECT COUNT(*) FROM annotation WHERE annotator = :person) + (SELECT COUNT(*) FROM lease l "
+        "WHERE l.annotator = :person AND NOT EXISTS (SELECT 1 FROM annotation a WHERE a.item = l.item "
+        "AND a.annotator = l.annotator))",
+        values,
+    ).fetchone()
+    if int.from_bytes(shuffled(settings.seed, f"{person.id}/gold", place)[:4], "big") >= settings.gold * 2**32:
+        return None
+    rows = [row["id"] for row in c.execute(GOLD, values)]
+    return min(rows, key=lambda i: shuffled(settings.seed, f"{person.id}/gold", f"item {i}"), default=None)
 
 
 def lease(c: sqlite3.Connection, person: Person, identity: int, settings: Project) -> None:
@@ -151,6 +193,14 @@ def demand_access(c: sqlite3.Connection, person: Person, identity: int) -> None:
         raise Forbidden("This item was not given to you.")
 
 
+def blind(c: sqlite3.Connection, identity: int) -> bool:
+    """Whether several people do the item and not all have finished: until then nobody sees anybody else's work."""
+    row = c.execute(
+        "SELECT 1 FROM item WHERE id = ? AND n_annotators > 1 AND n_annotators > filled", (identity,)
+    ).fetchone()
+    return row is not None
+
+
 def leases(c: sqlite3.Connection, identity: int) -> list[dict[str, Any]]:
     """Who holds what, until when."""
     rows = c.execute(
@@ -170,8 +220,11 @@ def progress(c: sqlite3.Connection, person: Person, identity: int) -> dict[str, 
         "FROM annotation a JOIN item i ON i.id = a.item WHERE a.annotator = ? AND i.project = ?",
         (today, person.id, identity),
     ).fetchone()
+    # A gold item has as many places as people have done it, so that a count that stands still gives none away.
     items, places, filled = c.execute(
-        "SELECT COUNT(*), COALESCE(SUM(n_annotators), 0), (SELECT COUNT(*) FROM annotation a JOIN item j "
+        "SELECT COUNT(*), COALESCE(SUM(n_annotators) FILTER (WHERE gold_json IS NULL), 0) + (SELECT COUNT(*) FROM "
+        "annotation a JOIN item j ON j.id = a.item WHERE j.project = :p AND j.gold_json IS NOT NULL AND a.state "
+        "IN ('submitted', 'skipped')), (SELECT COUNT(*) FROM annotation a JOIN item j "
         "ON j.id = a.item WHERE j.project = :p AND a.state IN ('submitted', 'skipped')) FROM item "
         "WHERE project = :p",
         {"p": identity},

@@ -1,101 +1,106 @@
 """Items from files: answers of `generate`, JSONL, a folder with a CSV, preference pairs to annotate again.
 
-Every row is checked before anything is written, and every bad one is named; rows whose id is known are left out.
+What other tools export and our own archives bring finished work along (`label_studio`, `argilla`, `archive`). Every row
+is checked before anything is written, and every bad one is named; rows whose id is known are left out, save for work on
+them that is new.
 """
 
-import csv
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhfv_jax.annotation import diff
+from rlhfv_jax.annotation import argilla, assignment, diff, gold, label_studio, tables, works
+from rlhfv_jax.annotation.archive import Archive
 from rlhfv_jax.annotation.pictures import Picture, Pictures
+from rlhfv_jax.annotation.project import Project
+from rlhfv_jax.annotation.rows import Options, Row, Work
 from rlhfv_jax.annotation.store import Store
-from rlhfv_jax.data import readers, sources
-from rlhfv_jax.data.records import json_object, text_lines
+from rlhfv_jax.data import sources
+from rlhfv_jax.data.records import json_value
 from rlhfv_jax.errors import UserError
 
 SHOWN_ERRORS = 1000
-
-
-class Row(NamedTuple):
-    """A row of any file, before it is checked; `image` gives the encoded bytes when called."""
-
-    where: str
-    ext_id: str
-    image: Callable[[], bytes]
-    prompt: Any
-    response: Any
-    prefill: Any
-    model: str
-    source: dict[str, Any]
-    name: str
+FORMS = ("auto", "label_studio", "argilla")  # of a .json file, where its content is to be told by name
+TOOLS = {"label_studio": label_studio, "argilla": argilla}
 
 
 @dataclass
 class Report:
-    """What an import found and did: rows read, items added, known ids left out, texts that changed form, bad rows."""
+    """What an import found and did: rows read, items and annotations added, known ids left out, texts that changed
+    form, bad rows."""
 
     rows: int = 0
     added: int = 0
+    annotations: int = 0
     duplicates: int = 0
     normalized: int = 0
     dry_run: bool = False
     errors: list[dict[str, str]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to read: `questions` holds the images of answers, `images` is the folder that image paths start from.
+class _Good(NamedTuple):
+    """A checked row; `item` is the store's where the id is known already."""
 
-    `confined` refuses image paths outside `images`, for files that came over the network. `prefill` starts from a
-    pair's chosen answer. `keep_going` takes the good rows of a file with bad ones.
-    """
-
-    questions: str = ""
-    images: str = ""
-    confined: bool = False
-    prefill: bool = False
-    n_annotators: int = 1
-    keep_going: bool = False
-    dry_run: bool = False
+    row: Row
+    picture: Picture | None
+    texts: tuple[str, str, str | None]
+    works: list[Work]
+    item: int = 0
+    gold_json: str | None = None
 
 
 def run(store: Store, project: int, path: str | Path, options: Options) -> Report:
     """Imports a file or folder; raises UserError where the file as a whole cannot be read."""
+    settings = assignment.project_of(store.read, project)
+    share = settings.overlap if options.overlap is None else options.overlap
     pictures = Pictures(store.folder)
     report = Report(dry_run=options.dry_run)
-    known = {r["ext_id"] for r in store.read.execute("SELECT ext_id FROM item WHERE project = ?", (project,))}
+    items = store.read.execute("SELECT ext_id, id, response FROM item WHERE project = ?", (project,))
+    known = {row["ext_id"]: (row["id"], row["response"]) for row in items}
     seen: dict[str, str] = {}
     checked: dict[str, Picture] = {}
-    good: list[tuple[Row, Picture, tuple[str, str, str | None]]] = []
-    for row in rows(Path(path), options):
+    good: list[_Good] = []
+    for row in rows(Path(path), options, settings):
         report.rows += 1
         if isinstance(row, UserError):
             _note(report, row)
             continue
         try:
-            if row.ext_id in known:
-                report.duplicates += 1
-                continue
             if row.ext_id in seen:
                 raise UserError(f"{row.where}, id: {row.ext_id!r} was used before, at {seen[row.ext_id]}.")
+            if row.ext_id in known:
+                report.duplicates += 1
+                if row.works is not None:
+                    good.append(_more_work(row, *known[row.ext_id]))
+                continue
             seen[row.ext_id] = row.where
             texts = _texts(row, report)
-            good.append((row, _picture(row, pictures, checked, options.dry_run), texts))
+            found = row.works(texts[1]) if row.works else []
+            answer = row.place.gold_json if row.place else gold.checked(row.gold, texts[1], settings, row.where)
+            good.append(_Good(row, _picture(row, pictures, checked, options.dry_run), texts, found, gold_json=answer))
         except UserError as error:
             _note(report, error)
     if (report.errors and not options.keep_going) or options.dry_run:
-        report.added = 0 if report.errors and not options.keep_going else len(good)
+        report.added = 0 if report.errors and not options.keep_going else sum(not one.item for one in good)
         return report
     if good:
         os.sync()  # image files are on the disk before the rows that name them
-        report.added = store.write(lambda c: _insert(c, project, good, options.n_annotators))
+        report.added, report.annotations = store.write(
+            lambda c: _insert(c, project, good, options.n_annotators, share, settings.seed)
+        )
     return report
+
+
+def _more_work(row: Row, item: int, response: str) -> _Good:
+    """Work on an item that is here already; its answer must be the same."""
+    assert row.works is not None
+    if not isinstance(row.response, str) or diff.normalized(row.response) != response:
+        raise UserError(f"{row.where}, response: the item {row.ext_id!r} is here with another answer.")
+    return _Good(row, None, ("", response, None), row.works(response), item)
 
 
 def _note(report: Report, error: UserError) -> None:
@@ -125,7 +130,7 @@ def _texts(row: Row, report: Report) -> tuple[str, str, str | None]:
 
 
 def _picture(row: Row, pictures: Pictures, checked: dict[str, Picture], dry_run: bool) -> Picture:
-    key = f"{row.name}" if row.name else row.where
+    key = row.key or row.name or row.where
     if key not in checked:
         data = row.image()
         try:
@@ -137,41 +142,90 @@ def _picture(row: Row, pictures: Pictures, checked: dict[str, Picture], dry_run:
     return checked[key]
 
 
-def _insert(c: sqlite3.Connection, project: int, good: list, n_annotators: int) -> int:
-    before = c.total_changes
-    pictures = {picture.sha256: (*picture, row.name) for row, picture, _ in good}
+def _insert(
+    c: sqlite3.Connection, project: int, good: list[_Good], n_annotators: int, overlap: float, seed: int
+) -> tuple[int, int]:
+    """Counts of items and annotations that are new. Items keep their numbers where all of these are free."""
+    pictures = {one.picture.sha256: (*one.picture, one.row.name) for one in good if one.picture}
     c.executemany("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?, ?)", pictures.values())
-    start = c.total_changes
-    c.executemany(
-        "INSERT OR IGNORE INTO item(project, ext_id, image_sha256, prompt, response, prefill, model, source_json, "
-        "n_annotators) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                *(project, row.ext_id, picture.sha256, *texts, row.model),
-                *(json.dumps(row.source, ensure_ascii=False, sort_keys=True), n_annotators),
-            )
-            for row, picture, texts in good
-        ],
-    )
-    del before
-    return c.total_changes - start
+    new = [one for one in good if one.picture]
+    numbers = [one.row.place.number if one.row.place else 0 for one in new]
+    free = all(numbers) and not any(c.execute("SELECT 1 FROM item WHERE id = ?", (n,)).fetchone() for n in numbers)
+    (last,) = c.execute("SELECT COALESCE(MAX(id), 0) FROM item").fetchone()
+    added = annotations = 0
+    people: dict[tuple[str, int], int] = {}
+    for one, number in zip(new, numbers, strict=True):
+        cursor = c.execute(
+            "INSERT OR IGNORE INTO item(id, project, ext_id, image_sha256, prompt, response, prefill, model, "
+            "source_json, n_annotators, priority, gold_json) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number if free else None, project, *_item(one, n_annotators)),
+        )
+        added += cursor.rowcount
+        item = int(cursor.lastrowid or 0) if cursor.rowcount else 0
+        annotations += sum(works.insert(c, item, work, people) for work in one.works if item)
+        if item and one.row.place and one.row.place.decision:
+            works.decide(c, item, one.row.place.decision, people)
+    for one in good:
+        if one.item:
+            new_work = [work for work in one.works if not works.is_known(c, one.item, work)]
+            annotations += sum(works.insert(c, one.item, work, people) for work in new_work)
+    if not any(numbers):  # an archive's items have their places
+        assignment.draw_overlap(c, project, last, overlap, seed)
+    return added, annotations
 
 
-def rows(path: Path, options: Options) -> Iterator[Row | UserError]:
+def _item(one: _Good, n_annotators: int) -> tuple[Any, ...]:
+    row, place = one.row, one.row.place
+    source = json.dumps(row.source, ensure_ascii=False, sort_keys=True)
+    more = (place.n_annotators, place.priority) if place else (n_annotators, 0.0)
+    picture = one.picture.sha256 if one.picture else ""
+    return (row.ext_id, picture, *one.texts, row.model, source, *more, one.gold_json)
+
+
+def rows(path: Path, options: Options, project: Project) -> Iterator[Row | UserError]:
     """The rows of a file by its form; a bad row comes as the error that names it."""
     if path.is_dir():
-        tables = sorted(path.glob("*.csv"))
-        if len(tables) != 1:
-            raise UserError(f"{path}: expected a folder with one .csv file, found {len(tables)}.")
-        path = tables[0]
+        found = sorted(path.glob("*.csv"))
+        if len(found) != 1:
+            raise UserError(f"{path}: expected a folder with one .csv file, found {len(found)}.")
+        path = found[0]
     if not path.is_file():
         raise UserError(f"The file {path} does not exist.")
-    if path.suffix in (".jsonl", ".csv"):
-        yield from _tables(path, options)
+    if path.suffix == ".zip":
+        with Archive(path) as archive:
+            yield from archive.rows(project)
+    elif path.suffix in (".jsonl", ".csv"):
+        yield from tables.rows(path, options)
+    elif path.suffix == ".json" and (tool := _tool(path, options.form)):
+        yield from tool[0].rows(tool[1], path, options, project)
     elif path.suffix in (".parquet", ".tsv", ".json"):
         yield from _pairs(path, options)
     else:
-        raise UserError(f"Cannot read {path}: expected .jsonl, .csv, .parquet, .tsv, .json, or a folder with a .csv.")
+        raise UserError(
+            f"Cannot read {path}: expected .jsonl, .csv, .parquet, .tsv, .json, .zip, or a folder with a .csv."
+        )
+
+
+def archived(path: Path) -> tuple[str, Project] | None:
+    """The name and settings of the project in an archive; None for any other file."""
+    if path.suffix != ".zip" or not path.is_file():
+        return None
+    with Archive(path) as archive:
+        return archive.settings()
+
+
+def _tool(path: Path, form: str) -> tuple[Any, list[Any]] | None:
+    """(the module of the tool that a JSON file is from, its rows); None for preference pairs."""
+    try:
+        values = json_value(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read {path} as UTF-8 text ({error}).") from error
+    if not isinstance(values, list):
+        values = [values]
+    for name, module in TOOLS.items():
+        if form == name or (form == "auto" and any(isinstance(v, dict) and module.looks_alike(v) for v in values[:1])):
+            return module, values
+    return None
 
 
 def _pairs(path: Path, options: Options) -> Iterator[Row | UserError]:
@@ -191,118 +245,3 @@ def _pairs(path: Path, options: Options) -> Iterator[Row | UserError]:
             )
     except UserError as error:
         yield error
-
-
-def _tables(path: Path, options: Options) -> Iterator[Row | UserError]:
-    questions = _questions(Path(options.questions), options) if options.questions else {}
-    folder = Path(options.images) if options.images else path.parent
-    for number, where, values in _records(path):
-        if isinstance(values, UserError):
-            yield values
-            continue
-        try:
-            yield _row(values, number, where, folder, questions, options)
-        except UserError as error:
-            yield error
-
-
-def _records(path: Path) -> Iterator[tuple[int, str, dict[str, Any] | UserError]]:
-    """(row, where, fields) of JSONL or CSV; lines count from 1 as an editor shows them."""
-    if path.suffix == ".csv":
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                for number, values in enumerate(csv.DictReader(file)):
-                    filled = {name: value for name, value in values.items() if name and value not in (None, "")}
-                    yield number, f"{path}, line {number + 2}", filled
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"Cannot read {path} as CSV ({error}).") from error
-        return
-    for number, line in text_lines(path):
-        where = f"{path}, line {number + 1}"
-        try:
-            yield number, where, json_object(line, where)
-        except UserError as error:
-            yield number, where, error
-
-
-def _row(
-    values: Mapping[str, Any],
-    number: int,
-    where: str,
-    folder: Path,
-    questions: Mapping[str, tuple[dict[str, Any], Path, str]],
-    options: Options,
-) -> Row:
-    """A row of JSONL or CSV: an answer of `generate`, an item, or a preference pair."""
-    if "question_id" in values and "text" in values:
-        identity, response, prompt = str(values["question_id"]), values["text"], values.get("prompt")
-        model = str(values.get("model_id") or "")
-        source: dict[str, Any] = {"question_id": identity}
-        asked, base, named = questions.get(identity, (dict(values), folder, where))
-        if questions and identity not in questions:
-            raise UserError(f"{where}, question_id: {identity!r} does not occur in {options.questions}.")
-        if not questions and "image" not in values and "image_base64" not in values:
-            raise UserError(f"{where}: the answer has no image; give the file of the questions too (--questions).")
-        prompt = next((asked[n] for n in ("question", "text", "prompt") if questions and n in asked), prompt)
-        source |= {n: asked[n] for n in ("benchmark", "image_id", "category") if n in asked}
-        ext_id = f"{identity}/{model}" if model else identity
-        return _made(where, ext_id, asked, base, named, prompt, response, None, model, source, options)
-    pair = "chosen" in values and "rejected" in values
-    response = values.get("rejected" if pair else "response")
-    if response is None:
-        raise UserError(
-            f"{where}: expected response (or question_id and text, or chosen and rejected), found {', '.join(values)}."
-        )
-    prompt = values.get("prompt", values.get("question"))
-    source = values.get("source", {})
-    source = dict(source) if isinstance(source, Mapping) else {"origin": str(source)}
-    if isinstance(values.get("benchmark"), str):
-        source["benchmark"] = values["benchmark"]
-    prefill = values["chosen"] if pair and options.prefill else values.get("prefill")
-    ext_id = readers.json_id(values, number, where)
-    model = str(values.get("model") or "")
-    return _made(where, ext_id, values, folder, where, prompt, response, prefill, model, source, options)
-
-
-def _made(
-    where: str,
-    ext_id: str,
-    holder: Mapping[str, Any],
-    base: Path,
-    named: str,
-    prompt: Any,
-    response: Any,
-    prefill: Any,
-    model: str,
-    source: dict[str, Any],
-    options: Options,
-) -> Row:
-    name = holder.get("image") if isinstance(holder.get("image"), str) and "image_base64" not in holder else ""
-    if name and options.confined:
-        if not options.images:
-            raise UserError(
-                f"{where}, image: an uploaded file holds its images as image_base64, or the server names a folder "
-                "for them (--images)."
-            )
-        inside = (base / str(name)).resolve()
-        if not inside.is_relative_to(Path(options.images).resolve()):
-            raise UserError(f"{where}, image: {name!r} lies outside the folder for images.")
-    if not name and "image_base64" not in holder:
-        raise UserError(f"{named}: expected a field image (a path) or image_base64, found {', '.join(holder)}.")
-    key = str(base / str(name)) if name else ""
-    return Row(
-        where, ext_id, lambda: readers.json_image(holder, base, named), prompt, response, prefill, model, source, key
-    )
-
-
-def _questions(path: Path, options: Options) -> dict[str, tuple[dict[str, Any], Path, str]]:
-    """question_id -> (the question's fields, the folder that its image path starts from, where it stands)."""
-    folder = Path(options.images) if options.images else path.parent
-    found: dict[str, tuple[dict[str, Any], Path, str]] = {}
-    for row, line in text_lines(path):
-        where = f"{path}, line {row + 1}"
-        values = json_object(line, where)
-        if "question_id" not in values:
-            raise UserError(f"{where}, question_id: the field is missing.")
-        found[str(values["question_id"])] = (values, folder, where)
-    return found

@@ -53,6 +53,24 @@ def add(store: Store, name: str, role: str = "annotator") -> str:
     return store.write(work)
 
 
+def ensured(c: sqlite3.Connection, name: str, number: int = 0, role: str = "annotator") -> int:
+    """The number of the person of this name, added where there is nobody; they sign in once given a new token.
+
+    A newcomer gets `number` where it is free. Raises UserError for an unfit name.
+    """
+    name = name.strip()
+    if not 0 < len(name) <= 80 or not name.isprintable():
+        raise UserError(f"A person's name has 1 to 80 printable characters, found {name[:90]!r}.")
+    if row := c.execute("SELECT id FROM annotator WHERE name = ?", (name,)).fetchone():
+        return int(row["id"])
+    taken = c.execute("SELECT 1 FROM annotator WHERE id = ?", (number,)).fetchone()
+    cursor = c.execute(
+        "INSERT INTO annotator(id, name, role, token_sha256, created) VALUES (?, ?, ?, ?, ?)",
+        (None if taken or not number else number, name, role, sha(secrets.token_urlsafe(32)), now()),
+    )
+    return int(cursor.lastrowid or 0)
+
+
 def new_token(store: Store, name: str) -> str:
     """A fresh token in place of the old one; whoever used the old one is signed out.
 

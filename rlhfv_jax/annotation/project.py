@@ -62,7 +62,8 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Project:
-    """A project's settings. `seed` shuffles an annotator's order where models are compared unseen."""
+    """A project's settings. `seed` shuffles an annotator's order where models are compared unseen, and draws the
+    share `overlap` of imported items for a second annotator; `gold` is the share of gold items in everybody's work."""
 
     kind: str = "correction"
     title: str = ""
@@ -71,6 +72,8 @@ class Project:
     guideline: str = ""
     lease_minutes: float = 30.0
     seed: int = 0
+    overlap: float = 0.0
+    gold: float = 0.05
 
     @property
     def type_keys(self) -> tuple[str, ...]:
@@ -120,6 +123,9 @@ def from_dict(values: Mapping[str, Any], where: str = "project.json") -> Project
 
 
 def _check(project: Project, where: str) -> None:
+    for name, share in (("overlap", project.overlap), ("gold", project.gold)):
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise UserError(f"{where}, {name}: expected a share from 0 to 1, found {share!r}.")
     if not project.types:
         raise UserError(f"{where}, types: a project needs at least one.")
     for t in project.types:

@@ -74,6 +74,8 @@ def reopen(
     if reply := _repeated(c, person, item, op_id):
         return reply
     row = _current(c, person, item, base, assignment.DONE)
+    if c.execute("SELECT 1 FROM adjudication WHERE item = ?", (item.id,)).fetchone():
+        raise Forbidden("A reviewer has decided about this item; it stays as it is.")
     if row is None:
         raise NotFound("There is nothing to reopen.")
     payload = copy(c, row) | {"state": "draft", "verdict": "", "skip_reason": ""}

@@ -53,6 +53,23 @@ MIGRATIONS = (
     CREATE INDEX event_by_annotation ON event(annotation, rev);
     CREATE INDEX item_by_priority ON item(project, priority DESC, id);
     """,
+    """
+    CREATE TABLE adjudication(
+        item INTEGER PRIMARY KEY REFERENCES item(id), reviewer INTEGER NOT NULL REFERENCES annotator(id),
+        result_json TEXT NOT NULL, reason TEXT NOT NULL, at REAL NOT NULL) STRICT;
+    ALTER TABLE item ADD COLUMN filled INTEGER NOT NULL DEFAULT 0; -- submissions and skips; kept by the triggers
+    UPDATE item SET filled = (
+        SELECT COUNT(*) FROM annotation a WHERE a.item = item.id AND a.state IN ('submitted', 'skipped'));
+    CREATE TRIGGER filled_by_insert AFTER INSERT ON annotation WHEN new.state IN ('submitted', 'skipped') BEGIN
+        UPDATE item SET filled = filled + 1 WHERE id = new.item; END;
+    CREATE TRIGGER filled_by_update AFTER UPDATE OF state ON annotation
+        WHEN (new.state IN ('submitted', 'skipped')) <> (old.state IN ('submitted', 'skipped')) BEGIN
+        UPDATE item SET filled = filled + CASE WHEN new.state = 'draft' THEN -1 ELSE 1 END WHERE id = new.item; END;
+    CREATE TRIGGER filled_by_delete AFTER DELETE ON annotation WHEN old.state IN ('submitted', 'skipped') BEGIN
+        UPDATE item SET filled = filled - 1 WHERE id = old.item; END;
+    CREATE INDEX item_with_places ON item(project, priority DESC, id) WHERE filled < n_annotators AND gold_json IS NULL;
+    CREATE INDEX item_gold ON item(project) WHERE gold_json IS NOT NULL;
+    """,
 )
 
 

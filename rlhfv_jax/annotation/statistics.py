@@ -1,5 +1,6 @@
 """The paper's row about its data, beside the project's own; and MHumanEval's columns. Intervals are of 95 percent."""
 
+import functools
 import math
 import sqlite3
 from collections import Counter
@@ -8,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhfv_jax.annotation.collected import Finished, finished, one_each
+from rlhfv_jax.annotation import agreement_report, gold
+from rlhfv_jax.annotation.collected import STATES, Finished, Outcome, outcomes
 from rlhfv_jax.annotation.project import Project
 
 # Section 2 of the paper: words and corrected segments of a response, shares of types in percent (they add to 100.1).
@@ -20,20 +22,23 @@ Z = 1.959964
 
 def statistics(c: sqlite3.Connection, identity: int, project: Project, people: bool = True) -> dict[str, Any]:
     """Plain values, ready for JSON; `people` adds a row for each annotator."""
-    rows = finished(c, identity)
+    every = outcomes(c, identity)
+    rows = [row for one in every if one.state != "gold" for row in one.rows]
+    counted = [one.counts for one in every if one.state != "gold" and one.counts is not None]
     counts = Counter(row.verdict for row in rows)
     values: dict[str, Any] = {
         "kind": project.kind,
         "finished": len(rows),
+        "states": {state: sum(one.state == state for one in every) for state in STATES},
         "verdicts": {name: counts[name] for name in ("corrected", "clean", "skipped")},
         "skip_reasons": dict(Counter(row.skip_reason.split(":")[0] for row in rows if row.skip_reason).most_common()),
     }
     if project.kind == "correction":
-        values |= _corrections([row for row in one_each(rows) if row.verdict != "skipped"], project)
+        values |= _corrections([row for row in counted if row.verdict != "skipped"], project)
     else:
-        values["models"] = mhumaneval(one_each(rows), project)
+        values["models"] = mhumaneval(counted, project)
     if people:
-        values["people"] = _people(rows)
+        values["people"] = _people(every)
     return values
 
 
@@ -57,6 +62,7 @@ def wilson(count: int, n: int) -> dict[str, float | int | None]:
     return {"count": count, "n": n, "value": 100 * share, "low": 100 * low, "high": 100 * high}
 
 
+@functools.lru_cache(maxsize=4)
 def _weights(n: int) -> np.ndarray:
     """float[RESAMPLES, n]: how much of each resample's mean every response makes up."""
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
@@ -133,7 +139,10 @@ def mhumaneval(rows: Sequence[Finished], project: Project) -> dict[str, Any]:
     return found
 
 
-def _people(rows: Sequence[Finished]) -> list[dict[str, Any]]:
+def _people(every: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Everybody's pace, score on gold items, agreement with others, and what is unusual; gold items are work too."""
+    rows = [row for one in every for row in one.rows]
+    scores, others = gold.scores(every), agreement_report.with_others(every)
     found = []
     for person in sorted({row.annotator for row in rows}):
         of = [row for row in rows if row.annotator == person]
@@ -148,9 +157,23 @@ def _people(rows: Sequence[Finished]) -> list[dict[str, Any]]:
                 "clean_share": sum(row.verdict == "clean" for row in of) / len(of),
                 "skipped": sum(row.verdict == "skipped" for row in of),
                 "segments": sum(len(row.segments) for row in of) / len(of),
+                "gold": scores.get(person),
+                "others": others.get(person),
+                "flags": {
+                    "under_3_seconds": sum(row.active_ms < 3000 for row in of),
+                    "over_half_of_the_words": sum(map(_rewritten, of)),
+                },
             }
         )
     return found
+
+
+def _rewritten(row: Finished) -> bool:
+    """Whether more than half of the words were marked."""
+    if not row.segments:
+        return False
+    marked = sum(len(segment.src_text.split()) for segment in row.segments)
+    return 2 * marked > len(row.response.split()) > 3
 
 
 def lines(values: dict[str, Any]) -> list[tuple[str, str, str]]:

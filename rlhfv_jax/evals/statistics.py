@@ -75,7 +75,8 @@ def resampled_sums(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
     blocks = []
     for start in range(0, resamples, step):
         drawn = rng.integers(0, len(values), (min(step, resamples - start), len(values)))
-        blocks.append(np.stack([np.bincount(row, minlength=len(values)) @ values for row in drawn]))
+        times = np.stack([np.bincount(row, minlength=len(values)) for row in drawn])  # how often each item was drawn
+        blocks.append(times.astype(float) @ values)
     return np.concatenate(blocks)
 
 

@@ -75,9 +75,10 @@ function Leases({ project }) {
     <p><button type="button" disabled=${busy} onClick=${() => run(read)}>Read again</button></p></section>`;
 }
 
+const WHOLE = [["label_studio", "Label Studio"], ["argilla", "Argilla"], ["archive", "Whole project"]];
 const FORMATS = {
-  correction: [["parquet", "RLHF-V parquet"], ["jsonl", "JSONL"], ["csv", "CSV"]],
-  mhumaneval: [["spans", "MHumanEval spans and summary"], ["csv", "CSV"]],
+  correction: [["parquet", "RLHF-V parquet"], ["jsonl", "JSONL"], ["csv", "CSV"], ...WHOLE],
+  mhumaneval: [["spans", "MHumanEval spans and summary"], ["csv", "CSV"], ...WHOLE],
 };
 
 function Exports({ project }) {

@@ -11,10 +11,13 @@ const SCREENS = {
   work: () => import("./desk.js"),
   mine: () => import("./history.js"),
   stats: () => import("./statistics.js"),
+  adjudicate: () => import("./adjudicate.js"),
+  agreement: () => import("./agreement.js"),
   admin: () => import("./admin.js"),
   compare: () => import("./comparison.js"),
 };
-const LINKS = { work: "Work", mine: "History", stats: "Statistics", admin: "Administration" };
+const LINKS = { work: "Work", mine: "History", stats: "Statistics", adjudicate: "Adjudicate", agreement: "Agreement", admin: "Administration" };
+const ROLES = { adjudicate: ["reviewer", "admin"], agreement: ["reviewer", "admin"], admin: ["admin"] };
 
 const store = {
   get: (name) => {
@@ -53,7 +56,7 @@ function Theme() {
 
 function Head({ person, projects, at, signOut }) {
   const project = projects.find((p) => p.id === at.project);
-  const links = Object.entries(LINKS).filter(([name]) => name !== "admin" || person.role === "admin");
+  const links = Object.entries(LINKS).filter(([name]) => !ROLES[name] || ROLES[name].includes(person.role));
   return html`<header class="head">
     <a class="brand" href="#/"><img src="/static/icon.svg" alt="" width="18" height="18" />Annotation</a>
     ${project && html`<span class="project">${project.title || project.name}</span>

@@ -3,11 +3,11 @@
 import { html } from "./vendor/htm-preact-standalone.module.js";
 import { DiffLine } from "./marks.js";
 
-export function Correct({ work, editor }) {
+export function Correct({ work, editor, label = "Answer, corrected in place" }) {
   const caret = () => document.activeElement === editor.current && work.follow(editor.current.selectionEnd);
   const whiteSpace = work.segments.length === 0 && work.corrected !== work.item.response;
   return html`
-    <section class="answer"><h3><label for="editor">Answer, corrected in place</label></h3>
+    <section class="answer"><h3><label for="editor">${label}</label></h3>
       <textarea id="editor" ref=${editor} rows="5" spellcheck="true" readonly=${work.locked} value=${work.text}
         onInput=${(event) => (work.setText(event.target.value), caret())} onKeyUp=${(event) => !event.altKey && /^Arrow|^Home|^End/.test(event.key) && caret()}
         onClick=${caret}></textarea>

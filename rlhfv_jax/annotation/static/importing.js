@@ -5,11 +5,11 @@ import { call } from "./api.js";
 import { useTask } from "./task.js";
 
 export function ImportPanel({ project, refresh }) {
-  const [file, setFile] = useState(null), [report, setReport] = useState(null), [annotators, setAnnotators] = useState(1);
+  const [file, setFile] = useState(null), [report, setReport] = useState(null), [annotators, setAnnotators] = useState(1), [overlap, setOverlap] = useState(Math.round(100 * project.overlap));
   const [prefill, setPrefill] = useState(false), [keepGoing, setKeepGoing] = useState(false);
   const [run, busy, problem] = useTask();
   const send = (dry) => run(async () => {
-    const query = new URLSearchParams({ name: file.name, annotators });
+    const query = new URLSearchParams({ name: file.name, annotators, overlap: overlap / 100 });
     if (dry) query.set("dry_run", 1);
     if (prefill) query.set("prefill", 1);
     if (keepGoing) query.set("keep_going", 1);
@@ -19,12 +19,14 @@ export function ImportPanel({ project, refresh }) {
   });
   const good = report && (!report.errors.length || keepGoing);
   return html`<section aria-labelledby="import"><h2 id="import">Import</h2>
-    <p class="hint">JSONL (answers of generate, items, or pairs), CSV, or parquet. Images lie inside the file, or in the folder the server was started with.</p>
+    <p class="hint">JSONL (answers of generate, items, or pairs), CSV, parquet, Label Studio or Argilla JSON, or a project's .zip. Images lie inside the file, or in the folder the server was started with.</p>
     <form class="fields" onSubmit=${(event) => (event.preventDefault(), send(true))}>
-      <p><label for="file">File</label><input type="file" id="file" accept=".jsonl,.csv,.parquet,.tsv,.json"
+      <p><label for="file">File</label><input type="file" id="file" accept=".jsonl,.csv,.parquet,.tsv,.json,.zip"
         onChange=${(event) => (setFile(event.target.files[0] || null), setReport(null))} /></p>
       <p class="short"><label for="annotators">People per item</label><input type="number" id="annotators" min="1" max="20" value=${annotators}
         onInput=${(event) => setAnnotators(event.target.value)} /></p>
+      <p class="short"><label for="overlap">% for two people</label><input type="number" id="overlap" min="0" max="100" value=${overlap}
+        onInput=${(event) => setOverlap(event.target.value)} /></p>
       <p><label class="choice"><input type="checkbox" checked=${prefill} onChange=${(e) => setPrefill(e.target.checked)} /> Pairs start from their chosen answer</label>
         <label class="choice"><input type="checkbox" checked=${keepGoing} onChange=${(e) => setKeepGoing(e.target.checked)} /> Take good rows of a file with bad ones</label></p>
       <button disabled=${busy || !file}>Check</button>

@@ -24,11 +24,12 @@ export default function Statistics({ project }) {
       <div><dt>Finished</dt><dd>${found.finished}</dd></div>
       <div><dt>${project.kind === "correction" ? "Corrected" : "With hallucination"}</dt><dd>${corrected}</dd></div>
       <div><dt>No hallucination</dt><dd>${clean}</dd></div><div><dt>Skipped</dt><dd>${skipped}</dd></div>
+      ${found.states.needs_adjudication > 0 && html`<div><dt>Items to adjudicate</dt><dd>${found.states.needs_adjudication}</dd></div>`}
     </dl>
     ${found.finished === 0 ? html`<p class="hint">Figures appear when the first item is finished.</p>`
       : project.kind === "correction" ? html`<${Corrections} project=${project} found=${found} />` : html`<${Labels} project=${project} found=${found} />`}
     ${found.people?.length > 0 && html`<${People} people=${found.people} />`}
-    <p class="hint">Brackets hold 95 % intervals. An item that several people did counts once, by its earliest submission.</p>
+    <p class="hint">Brackets hold 95 % intervals. An item that several people do counts once: what they agree on, or what was adjudicated. Gold items count for annotators alone.</p>
   </div>`;
 }
 
@@ -70,8 +71,13 @@ function Labels({ project, found }) {
 }
 
 function People({ people }) {
-  return html`<section><h2>Annotators</h2><${Table} label="Annotators">${heads("Who", "Finished", "Items an hour", "Median seconds", "Segments each", "No hallucination", "Skipped")}
+  return html`<section><h2>Annotators</h2><${Table} label="Annotators">${heads("Who", "Finished", "Items an hour", "Median seconds", "Hours", "Segments each", "No hallucination", "Skipped", "Gold F1", "Same verdict as others", "F1 with others", "Under 3 s", "Rewrites")}
     <tbody>${people.map((p) => html`<tr><th scope="row">${p.annotator}</th><td class="number">${p.finished}</td><td class="number">${p.items_per_hour ?? "–"}</td>
-      <td class="number">${p.median_seconds.toFixed(0)}</td><td class="number">${p.segments.toFixed(2)}</td>
-      <td class="number">${(100 * p.clean_share).toFixed(0)} %</td><td class="number">${p.skipped}</td></tr>`)}</tbody></${Table}></section>`;
+      <td class="number">${p.median_seconds.toFixed(0)}</td><td class="number">${(p.active_seconds / 3600).toFixed(1)}</td><td class="number">${p.segments.toFixed(2)}</td>
+      <td class="number">${(100 * p.clean_share).toFixed(0)} %</td><td class="number">${p.skipped}</td>
+      <td class="number">${p.gold ? html`${p.gold.f1.toFixed(2)} <span class="hint">(${p.gold.items})</span>` : "–"}</td>
+      <td class="number">${p.others ? html`${(100 * p.others.same_verdict).toFixed(0)} % <span class="hint">(${p.others.comparisons})</span>` : "–"}</td>
+      <td class="number">${p.others?.overlap_f1 == null ? "–" : p.others.overlap_f1.toFixed(2)}</td>
+      <td class="number">${p.flags.under_3_seconds}</td><td class="number">${p.flags.over_half_of_the_words}</td></tr>`)}</tbody></${Table}>
+    <p class="hint">Gold F1: segments that overlap those of gold items, how many items in brackets. Rewrites changed more than half of the words.</p></section>`;
 }
