@@ -34,6 +34,7 @@ SHOWN = ("response_rate", "mention_rate", "all_rate", "coverage", "mentions", "r
 
 
 def main() -> None:
+    """Runs the program on `sys.argv` and exits."""
     cli.run(_main, __doc__ or "", _OPTIONS)
 
 
@@ -69,7 +70,7 @@ def _score(paths: list[Path]) -> None:
         if list(scores) != list(first):
             raise UserError(f"{name} does not answer the questions of {paths[0]}, in their order.")
     values: dict[str, Any] = {
-        name: evaluation.intervals(rates.summarise(list(scores.values()))) for name, scores in scored.items()
+        name: evaluation.intervals(rates.summarize(list(scores.values()))) for name, scores in scored.items()
     }
     differences = {
         name: evaluation.intervals(rates.paired_difference(list(first.values()), list(scores.values())))

@@ -65,7 +65,7 @@ def commands(path: Path) -> list[Command]:
             joined += row.removesuffix("\\")
             if row.endswith("\\"):
                 continue
-            words = shlex.split(joined, comments=True)
+            words = [word for word in shlex.split(joined, comments=True) if word != "&"]
             joined = ""
             environment = {}
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):

@@ -44,6 +44,9 @@ BRINGS = {  # what a reader brings along, by the name that the pages give it
     "base.jsonl": "what `generate` wrote",
     "dpo.jsonl": "what `generate` wrote",
     "ddpo.jsonl": "what `generate` wrote",
+    "runs/mini/base": "a checkpoint",
+    "asked/questions.jsonl": "questions to annotate the answers of",
+    "held/questions.jsonl": "questions to measure with",
     "labels/spans.jsonl": "what `annotate` exported",
 }
 INPUTS = ["src", "tower", "checkpoint", "questions", "references", "compare", "runs", "scaling", "tokenizer", "import"]

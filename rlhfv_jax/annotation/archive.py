@@ -253,21 +253,25 @@ class Fields:
         return UserError(f"{self.where}, {name}: expected {wanted}, found {str(self.values.get(name))[:60]!r}.")
 
     def text(self, name: str) -> str:
+        """A text; raises UserError naming the place."""
         if not isinstance(self.values.get(name), str):
             raise self._wrong(name, "text")
         return str(self.values[name])
 
     def whole(self, name: str) -> int:
+        """A whole number; raises UserError naming the place."""
         if type(self.values.get(name)) is not int or not 0 <= self.values[name] < 2**53:
             raise self._wrong(name, "a whole number")
         return int(self.values[name])
 
     def number(self, name: str) -> float:
+        """A number; raises UserError naming the place."""
         if type(self.values.get(name)) not in (int, float):
             raise self._wrong(name, "a number")
         return float(self.values[name])
 
     def object(self, name: str) -> dict[str, Any]:
+        """A JSON object; raises UserError naming the place."""
         if not isinstance(self.values.get(name), dict):
             raise self._wrong(name, "an object")
         return dict(self.values[name])

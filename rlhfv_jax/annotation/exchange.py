@@ -36,7 +36,10 @@ def data_url(mime: str, data: bytes) -> str:
 
 
 def image(value: Any, options: Options, base: Path, where: str) -> bytes:
-    """The encoded image of a data URL, of a path, or of Label Studio's address of a local or uploaded file."""
+    """The encoded image of a data URL, of a path, or of Label Studio's address of a local or uploaded file.
+
+    Raises UserError for anything else.
+    """
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: expected a data URL or the path of a file, found {str(value)[:80]!r}.")
     if value.startswith("data:"):
@@ -90,6 +93,8 @@ def code_points(
 
     Tools count code points or JavaScript's UTF-16 units, and some versions of one tool the former, some the latter. The
     words that a label stores tell; without them the unit is that of which both ends lie between two words, else `unit`.
+
+    Raises UserError naming the place.
     """
     if type(start) is not int or type(end) is not int or not 0 <= start < end:
         raise UserError(f"{where}: expected two offsets, the first below the second, found {start!r} and {end!r}.")

@@ -83,7 +83,10 @@ def tfds_build(path: Path, parquet: Callable[[Path], dict[str, int]]) -> tuple[l
 
 
 def whole(path: Path, fill: Callable[[Path], Any]) -> Path:
-    """Has a file filled under a temporary name, waits for the disk, renames."""
+    """Has a file filled under a temporary name, waits for the disk, renames.
+
+    Raises UserError where it cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         fill(temporary)
