@@ -134,9 +134,9 @@ def test_keys_and_programs_that_the_prose_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     for page, text in prose().items():
         for code in re.findall(r"`([^`\n]+)`", text):
-            key = re.match(r"(?:--config\.)?((?:\w+\.)*\w+)", code)
-            if code.startswith("--config.") or (key and key[1].split(".")[0] in groups and "." in key[1]):
-                name = key[1].removeprefix("config.")
+            key = re.match(r"(?:--config\.|config\.)?((?:\w+\.)*\w+)(?:=.*)?$", code)
+            if key and (code.startswith("--config.") or (key[1].split(".")[0] in groups and "." in key[1])):
+                name = key[1]
                 stem = (ROOT / "rlhfv_jax" / name.replace(".", "/")).with_suffix(".py")
                 module = stem.exists() or stem.parent.with_suffix(".py").exists() or name.endswith((".py", ".json"))
                 assert name in known or module or name == "key", f"{page}: {code}"
