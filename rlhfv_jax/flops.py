@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.extend
 
 # Dense bfloat16 products a second at a device's peak, in 10**12, by how its kind begins; the vendors' figures.
 PEAK_TFLOPS = {
@@ -39,5 +40,5 @@ def dot_flops(jaxpr: Any) -> int:
             shape = equation.invars[0].aval.shape
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contract)
         turns = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += turns * sum(dot_flops(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+        total += turns * sum(dot_flops(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params))
     return total
