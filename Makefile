@@ -2,12 +2,14 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# A file stays with one worker, which then sets it up once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 
 .PHONY: test demo smoke slow long lint docs docs-check wheel dist clean
 # XLA's costly passes are left out here: most of the time is compilation. `make slow` and the demo run with them.
 test: $(READY)
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow and not long"
 
 demo: $(READY)
 	$(BIN)/python -m rlhfv_jax.train --config=demo.py --workdir=runs/demo $(ARGS)
@@ -16,10 +18,10 @@ smoke: $(READY)
 	$(BIN)/python -m rlhfv_jax.train --config=demo.py:smoke --workdir=runs/smoke $(ARGS)
 
 slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "slow and not long"
+	$(PYTEST) -m "slow and not long"
 
 long: $(READY)
-	$(BIN)/python -m pytest -n 2 -m long
+	$(PYTEST) -m long
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -32,7 +34,7 @@ docs: $(READY)
 
 # Every command of the documentation that can run on a small machine, run in the order of its page.
 docs-check: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not slow or slow" tests/test_docs.py tests/test_docs_site.py tests/test_docs_run.py
+	$(PYTEST) -m "not slow or slow" tests/test_docs.py tests/test_docs_site.py tests/test_docs_run.py
 
 wheel: $(READY)
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

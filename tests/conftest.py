@@ -14,7 +14,13 @@ from rlhfv_jax.models import muffin, vlm  # noqa: E402
 from rlhfv_jax.models.beit3 import Beit3Config  # noqa: E402
 from rlhfv_jax.models.llama import LlamaConfig  # noqa: E402
 
+LONGEST = ("test_train.py", "test_miniature_pipeline.py")  # begun first, so that no worker waits for one at the end
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Orders the files of tests."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def shared(relative: str) -> Path:
