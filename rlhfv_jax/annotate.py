@@ -207,7 +207,7 @@ def _print(values: dict[str, Any]) -> None:
         return
     for file in values["files"]:
         print(f"{file['name']}  {file['bytes']} bytes  sha256 {file['sha256']}")
-    print(", ".join(f"{count} {name}" for name, count in values["counts"].items()))
+    print(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in values["counts"].items()))
 
 
 def _print_statistics(store: Store) -> None:

@@ -117,7 +117,7 @@ def test_an_annotator_decides_nothing(world):
 def test_what_was_decided_is_exported_and_what_was_not_is_left_out_and_counted(world, store, tmp_path):
     (waiting,) = world["rita"].get("/api/projects/1/queue").json()["items"]
     assert (waiting["item"], waiting["why"]) == (1, "types")  # F1 is 2/3, which is enough
-    with pytest.raises(UserError, match="items left out: 1 needs_adjudication"):
+    with pytest.raises(UserError, match="items left out: 1 needs adjudication"):
         exports.export(store, 1, settings(), "parquet", tmp_path / "pairs.parquet")
     assert decision(world["rita"]).json() == {"rev": 1}
     done = exports.export(store, 1, settings(), "parquet", tmp_path / "pairs.parquet")

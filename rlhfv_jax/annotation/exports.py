@@ -109,7 +109,7 @@ def _pairs(
     kept = sorted((row for row in once if row.verdict == "corrected"), key=lambda row: numbers[row.item])
     records = [_record(row, str(numbers[row.item]), pictures) for row in kept]
     if not records:
-        left = ", ".join(f"{n} {state}" for state, n in _left_out(taken, taken).items())
+        left = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in _left_out(taken, taken).items())
         raise UserError(
             "No answer that counts was corrected, so there is no pair to train on"
             + (f" (items left out: {left})." if left else ".")

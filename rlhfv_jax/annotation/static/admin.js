@@ -90,7 +90,7 @@ function Exports({ project }) {
     await call("POST", `/api/projects/${project.id}/export`, { format }, 600000);
     await read();
   });
-  const counts = (c) => Object.entries(c).map(([name, n]) => `${n} ${name}`).join(", ");
+  const counts = (c) => Object.entries(c).map(([name, n]) => `${n} ${name.replaceAll("_", " ")}`).join(", ");
   return html`<section aria-labelledby="exports"><h2 id="exports">Export</h2>
     <p class="actions">${FORMATS[project.kind].map(([key, label]) => html`<button type="button" disabled=${busy} onClick=${() => make(key)}>${label}</button>`)}</p>${problem}
     ${done.length > 0 && html`<div class="scroll"><table><thead><tr><th scope="col">When</th><th scope="col">Files</th><th scope="col">Holds</th></tr></thead>
