@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import re
+import subprocess
+import sys
 import unicodedata
 from html.parser import HTMLParser
 
@@ -13,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlhfv_jax import __main__
 from rlhfv_jax.comparing import bundle, page, sets, spans, thumbnails, votes
 from rlhfv_jax.comparing.thumbnails import Thumbnails
 from rlhfv_jax.comparing.votes import Vote
@@ -259,16 +260,14 @@ def test_what_is_no_vote_is_refused_with_its_line(tmp_path, row, message):
         votes.read([lines(tmp_path / "votes.jsonl", [good, good | row])])
 
 
-def test_the_program_writes_a_page_and_counts_votes(world, tmp_path, monkeypatch, capsys):
+def test_the_program_writes_a_page_and_counts_votes(world, tmp_path):
     files = [str(world[name]) for name in comparison_world.NAMES]
     out = tmp_path / "pages" / "compare.html"
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["rlhfv", "compare", *arguments])
-        with pytest.raises(SystemExit) as end:
-            __main__.main()
-        printed = capsys.readouterr()
-        return end.value.code or 0, printed.out, printed.err
+        line = [sys.executable, "-m", "rlhfv_jax", "compare", *arguments]
+        result = subprocess.run(line, capture_output=True, text=True, timeout=120)
+        return result.returncode, result.stdout, result.stderr
 
     code, printed, _ = run(*files, f"--questions={world['questions']}", f"--out={out}", "--format=json")
     values = json.loads(printed)

@@ -32,6 +32,7 @@ def engine(fixtures):
     )
 
 
+@pytest.mark.slow
 def test_every_golden_run_has_the_released_codes_ids(engine, fixtures, monkeypatch):
     """Where the reference goes on after a row's end (padding, a keyword that another row lacks), up to that end."""
     monkeypatch.setattr(batch, "PROMPT_MULTIPLE", 96)
@@ -101,6 +102,7 @@ def test_log_probs_are_those_of_a_whole_forward_pass(engine, fixtures):
         np.testing.assert_allclose(answer.log_probs, wanted, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_scores_of_continuations_are_the_training_rows_mean_log_probs(engine, fixtures):
     """In one padded batch, over one image, as the model gives them row by row to what the template trains on."""
     image, template = Image.open(fixtures / "images" / "img0_120x90_rgb.png"), TEMPLATES["muffin"]

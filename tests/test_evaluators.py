@@ -116,6 +116,7 @@ def told(folder):
     return [[line["question_id"], line["text"], line["token_ids"]] for line in lines(folder / "answers.jsonl")]
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_the_checkpoint_of_that_step(finished, asked):
     for step in (2, 4):
         expected = from_disk(finished / f"checkpoints/{step}", asked)
@@ -125,6 +126,7 @@ def test_the_answers_are_those_of_the_checkpoint_of_that_step(finished, asked):
     assert {path.name for path in (finished / "evals/samples/4").iterdir()} == {"answers.jsonl"}
 
 
+@pytest.mark.slow
 def test_the_metrics_are_the_benchmarks_own_on_the_written_answers(finished, asked):
     evaluated = {line["step"]: line for line in metrics.read(finished / "metrics.jsonl") if "eval/pope/tokens" in line}
     assert set(evaluated) == {2, 4}
@@ -251,6 +253,7 @@ def test_what_cannot_be_asked_or_scored_stops_the_run_before_it_trains(configure
     assert not (tmp_path / "run/metrics.jsonl").exists() and not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_questions(finished, configured, asked, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())

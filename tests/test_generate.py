@@ -111,6 +111,7 @@ def checkpoint(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_preset_gives_the_released_codes_answers_and_a_bad_image_costs_no_other(checkpoint, fixtures, tmp_path):
     golden = json.loads((fixtures / "generate.json").read_text())
     runs = {run["prompts"][0]: run for run in golden["runs"] if run["name"] == "beam3_muffin_vqa"}

@@ -207,7 +207,7 @@ def test_the_loop_of_answers_corrections_and_training_closes_by_its_commands(smo
 STAGES = ("warm up the tower", "train base", "tune it_vqa", "sample and correct", "align ddpo", "align dpo", "evaluate")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_every_stage_and_started_again_the_numbers_are_those_of_an_uninterrupted_run(smoke, cache, tmp_path):
     for at, stage in enumerate(STAGES):
         process = subprocess.Popen(**command(tmp_path, cache))

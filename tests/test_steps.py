@@ -88,7 +88,7 @@ def test_the_first_loss_is_ln_2_and_overfitting_lowers_it(single):
     [
         pytest.param({"data": 8}, marks=pytest.mark.slow),
         pytest.param({"data": 4, "fsdp": 2}, marks=pytest.mark.slow),
-        {"data": 2, "fsdp": 4},
+        pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
         {"data": 2, "fsdp": 2, "tensor": 2},
     ],

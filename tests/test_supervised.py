@@ -235,6 +235,7 @@ def sft(path: Path, workdir: Path, steps: int, changes: dict | None = None) -> l
     return [line["loss"] for line in metrics.read(workdir / "metrics.jsonl") if "loss" in line]
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_a_vqa_v2_build_ends_with_a_lower_loss(build, tmp_path):
     losses = sft(build, tmp_path / "run", 30)
     assert len(losses) == 30 and np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])

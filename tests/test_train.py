@@ -132,6 +132,7 @@ def unfinished(workdir: Path) -> set[Path]:
     return set((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_status_75_and_the_same_command_continues(finished, command, tmp_path):
     """Once while the first step compiles, when no handler written in Python would run."""
     workdir = tmp_path / "preempted"
@@ -227,6 +228,7 @@ def test_a_run_is_not_continued_with_other_settings_or_against_the_users_word(fi
     assert never.returncode == 1 and "already holds a run" in never.stderr
 
 
+@pytest.mark.slow
 def test_resume_from_a_checkpoint_of_another_run_continues_its_numbers(finished, command, tmp_path):
     step = min(int(path.name) for path in (finished / "checkpoints").iterdir())
     run(command(tmp_path / "branch", f"--resume={finished}/checkpoints/{step}"))

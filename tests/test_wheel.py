@@ -40,6 +40,7 @@ def test_the_wheel_resolves_the_config_by_bare_name_in_an_empty_folder(installed
     assert where.returncode == 0 and "shipped configs: ddpo.py" in where.stdout
 
 
+@pytest.mark.slow
 def test_every_program_of_the_wheel_has_help(installed, tmp_path):
     from rlhfv_jax.__main__ import PROGRAMS
 
