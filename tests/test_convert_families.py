@@ -64,6 +64,29 @@ def test_a_clip_beside_is_the_clip_inside(others, llava15, llama_tokenizer, tmp_
         job.run_to_orbax(Options(str(tmp_path / "bare"), str(tmp_path / "none"), tokenizer=llama_tokenizer))
 
 
+def test_llava_1_0_goes_there_and_back_without_a_changed_bit(others, llama_tokenizer, tmp_path):
+    """Of the tiny 1.5 with the linear projector and the four rows of added tokens that 1.0 has."""
+    tensors = state_dict(others / "llava/tiny-llava15")
+    bits, rng = tensors["model.norm.weight"].dtype, np.random.default_rng(0)
+    for name in [name for name in tensors if "mm_projector" in name]:
+        del tensors[name]
+    for name, shape in {"model.mm_projector.weight": (12, 32), "model.mm_projector.bias": (12,)}.items():
+        tensors[name] = rng.normal(size=shape).astype(bits)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = np.concatenate([tensors[name], rng.normal(size=(4, 12)).astype(bits)])
+    config = json.loads((others / "llava/tiny-llava15/config.json").read_text())
+    config |= {"vocab_size": 32_004, "mm_projector_type": "linear", "mm_use_im_patch_token": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save(tensors, tmp_path / "llava", tmp_path / "config.json")
+    options = Options(
+        str(tmp_path / "llava"), str(tmp_path / "orbax"), "bfloat16", llama_tokenizer, tower_heads=4, verify=True
+    )
+    assert job.run_to_orbax(options)["model"] == "llava"
+    job.run_to_torch(Options(str(tmp_path / "orbax"), str(tmp_path / "torch"), verify=True))
+    same(tensors, state_dict(tmp_path / "torch"))
+    assert json.loads((tmp_path / "torch/config.json").read_text())["mm_projector_type"] == "linear"
+
+
 def save(tensors: dict, folder, config) -> None:
     import torch
     from safetensors.torch import save_file
