@@ -7,7 +7,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -266,22 +265,8 @@ def json_lines(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def write(path: Path, text: str) -> Path:
-    """Writes a text under a temporary name, waits for the disk, renames.
-
-    Raises UserError where nothing is finished, or the disk refuses.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    """Writes a text, whole or not at all; raises UserError where it cannot be written."""
+    return outgoing.whole(path, lambda file: file.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 from rlhfv_jax.comparing.bundle import bundle, static
 from rlhfv_jax.comparing.sets import Comparison, Item, notes
 from rlhfv_jax.comparing.thumbnails import Thumbnails
-from rlhfv_jax.reporting.markup import Markup, element, lines
+from rlhfv_jax.reporting.document import frame
+from rlhfv_jax.reporting.markup import Markup, element
 
 STYLES = ("style.css", "desk.css", "compare.css")
 
@@ -23,20 +24,14 @@ def page(comparison: Comparison, images: Thumbnails, title: str) -> str:
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    head = lines(
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", Markup(style)),
-    )
-    body = lines(
+    return frame(
+        title,
+        policy,
+        style,
         element("div", element("noscript", "This page needs JavaScript to show the answers."), id="app"),
         element("script", Markup(_inert(_data(comparison, images, title))), type="application/json", id="data"),
         element("script", Markup(script), type="module"),
     )
-    whole = element("html", lines(element("head", head), element("body", body)), lang="en")
-    return "<!doctype html>\n" + whole + "\n"
 
 
 def answers(item: Item) -> list[dict[str, Any] | None]:

@@ -15,9 +15,14 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 def document(title: str, *body: Markup) -> str:
     """Build the page with the house's style sheet, light and dark."""
     style = files("rlhfv_jax.reporting").joinpath("style.css").read_text(encoding="utf-8")
+    return frame(title, _POLICY, style, *body)
+
+
+def frame(title: str, policy: str, style: str, *body: Markup) -> str:
+    """Build a page of one style sheet under a content-security policy."""
     head = lines(
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", title),
         element("style", Markup(style)),
