@@ -50,37 +50,37 @@ class Server:
 
 
 class Writer(threading.Thread):
-    """Somebody who saves one item without pause; a lost request is sent again as it was. Keeps every acknowledgment."""
+    """Somebody who has an item and saves it without pause; a lost request is sent again. Keeps what was acknowledged."""
 
     def __init__(self, url: str, token: str, stop: threading.Event):
         super().__init__()
-        self.url, self.token, self.stop = url, token, stop
-        self.item = 0
+        self.stop = stop
+        self.client = httpx.Client(base_url=url, headers={"X-Requested-With": "rlhfv"}, timeout=10)
+        assert self.client.post("/api/session", json={"token": token}).status_code == 200
+        self.item = self.client.post("/api/projects/1/next").json()["item"]
         self.acknowledged: dict[int, str] = {}
         self.wrong: list[str] = []
 
     def run(self) -> None:
-        with httpx.Client(base_url=self.url, headers={"X-Requested-With": "rlhfv"}, timeout=10) as client:
-            assert client.post("/api/session", json={"token": self.token}).status_code == 200
-            self.item = client.post("/api/projects/1/next").json()["item"]
-            rev, number = 0, 0
-            while not self.stop.is_set():
-                number += 1
-                text = f"A blue bus number {number} of item {self.item} stands on the left of two men."
-                body = {"base_rev": rev, "op_id": uuid.uuid4().hex, "state": "draft", "corrected": text}
-                reply = self.send(client, body)
-                if reply is None:
-                    return
-                if reply.status_code != 200 or reply.json()["rev"] != rev + 1:
-                    self.wrong.append(reply.text)
-                    return
-                rev += 1
-                self.acknowledged[rev] = text
+        rev, number = 0, 0
+        while not self.stop.is_set():
+            number += 1
+            text = f"A blue bus number {number} of item {self.item} stands on the left of two men."
+            body = {"base_rev": rev, "op_id": uuid.uuid4().hex, "state": "draft", "corrected": text}
+            reply = self.send(body)
+            if reply is None:
+                break
+            if reply.status_code != 200 or reply.json()["rev"] != rev + 1:
+                self.wrong.append(reply.text)
+                break
+            rev += 1
+            self.acknowledged[rev] = text
+        self.client.close()
 
-    def send(self, client: httpx.Client, body: dict) -> httpx.Response | None:
+    def send(self, body: dict) -> httpx.Response | None:
         while True:
             try:
-                return client.put(f"/api/items/{self.item}/annotation", json=body)
+                return self.client.put(f"/api/items/{self.item}/annotation", json=body)
             except httpx.TransportError:
                 if self.stop.is_set():
                     return None

@@ -6,11 +6,11 @@ where a record has annotated segments.
 """
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import regex
 
 from rlhfv_jax.annotation.texts import normalized as normalized
@@ -112,7 +112,7 @@ def _changes(left: Sequence[str], right: Sequence[str]) -> _Spans:
         return []
     if len(a) * len(b) > MAX_CELLS or not a or not b:
         return [(start, start + len(a), start, start + len(b))]
-    table = _table(a, b)
+    table, ends = _table(a, b), [(1 << k) - 1 for k in range(len(b), -1, -1)]
     spans: _Spans = []
     i = j = i0 = j0 = 0
     while i < len(a) and j < len(b):
@@ -121,7 +121,7 @@ def _changes(left: Sequence[str], right: Sequence[str]) -> _Spans:
                 spans.append((start + i0, start + i, start + j0, start + j))
             i, j = i + 1, j + 1
             i0, j0 = i, j
-        elif table[i + 1][j] >= table[i][j + 1]:
+        elif (table[i + 1] & ends[j]).bit_count() >= (table[i] & ends[j + 1]).bit_count():
             i += 1
         else:
             j += 1
@@ -130,19 +130,23 @@ def _changes(left: Sequence[str], right: Sequence[str]) -> _Spans:
     return spans
 
 
-def _table(a: Sequence[str], b: Sequence[str]) -> list[list[int]]:
-    """table[i][j]: length of the longest common subsequence of a[i:] and b[j:]."""
-    numbers = {token: k for k, token in enumerate(dict.fromkeys(b))}
-    columns = np.asarray([numbers[token] for token in b], np.int32)
-    table = np.zeros((len(a) + 1, len(b) + 1), np.int32)
+def _table(a: Sequence[str], b: Sequence[str]) -> list[int]:
+    """For every i which tokens of b lengthen the longest common subsequence of a[i:] and b, from b's end: bits.
+
+    b[j:] shares as many tokens with a[i:] as there are ones in the lowest len(b) - j bits. A row at once by the
+    carries of one addition: Crochemore et al., A fast and practical bit-vector algorithm for the LCS problem (2001).
+    """
+    every = (1 << len(b)) - 1
+    places = dict.fromkeys(b, 0)
+    for k, token in enumerate(reversed(b)):
+        places[token] |= 1 << k
+    table = [0] * (len(a) + 1)
+    kept = every  # zeros are what `table` has as ones
     for i in range(len(a) - 1, -1, -1):
-        below = table[i + 1]
-        if (number := numbers.get(a[i])) is None:
-            table[i] = below
-            continue
-        best = np.where(columns == number, below[1:] + 1, below[:-1])
-        table[i, :-1] = np.maximum.accumulate(best[::-1])[::-1]
-    return table.tolist()
+        equal = kept & places.get(a[i], 0)
+        kept = (kept + equal | kept - equal) & every
+        table[i] = kept ^ every
+    return table
 
 
 def _merged(spans: _Spans, source: str, a: Sequence[tuple[int, int]], left: Sequence[str], over: int) -> _Spans:
@@ -153,7 +157,8 @@ def _merged(spans: _Spans, source: str, a: Sequence[tuple[int, int]], left: Sequ
             last = found[-1]
             between = left[last[1] : span[0]]
             gap = source[a[last[1]][0] if last[1] == 0 else a[last[1] - 1][1] : a[span[0] - 1][1]]
-            few = sum(_WORD.search(token) is not None for token in between) <= over
+            words = (token for token in between if _WORD.search(token))
+            few = sum(1 for _ in itertools.islice(words, over + 1)) <= over
             if few and "\n" not in gap and SENTENCE_ENDS.isdisjoint(between):
                 found[-1] = (last[0], span[1], last[2], span[3])
                 continue
