@@ -50,7 +50,7 @@ class Server:
 
 
 class Writer(threading.Thread):
-    """Somebody who has an item and saves it without pause; a lost request is sent again. Keeps what was acknowledged."""
+    """Somebody who has an item and saves it without pause; a lost request is sent again. Keeps all acknowledgments."""
 
     def __init__(self, url: str, token: str, stop: threading.Event):
         super().__init__()
