@@ -34,16 +34,18 @@ class PackedBatch(NamedTuple):
     """The same pairs as units [prefix with image | chosen | rejected], end to end in G buffers of N tokens.
 
     The prefix is what both rows begin with, up to their first difference; it is there once. Each buffer holds P pairs,
-    B = G P, and lies on one share of the devices. T is the room for one unit, R that for the targets of a buffer, K
-    that for the targets of one answer. An index that names nothing is the size of what it points into.
+    B = G P, the longest units first, and lies on one share of the devices. Attention takes units apart into blocks of W
+    tokens; block k is there for the P_k units that may be so long. T is the room for the longest unit, all its W
+    together, R that for the targets of a buffer, K that for the targets of one answer. An index that names nothing is
+    the size of what it points into.
     """
 
     image: Array  # uint8[B, H, W, 3], once per pair, in the order of the buffers
     tokens: Array  # int32[G, N]
     positions: Array  # int32[G, N], of each token in its own row
     slots: Array  # int32[G, P*Q], the place in the buffer of every image token
-    unit: Array  # int32[G, P, T], the place in the buffer of every token of a unit
-    place: Array  # int32[G, N], the place in the units (P T) of every token of the buffer
+    blocks: tuple[Array, ...]  # int32[G, P_k, W], the place in the buffer of every token of a block
+    place: Array  # int32[G, N], the place in the blocks, laid end to end, of every token of the buffer
     segment: Array  # int8[G, P, T]: 0 prefix, 1 chosen, 2 rejected, -1 nothing
     head: Array  # int32[G, R], the place in the buffer that predicts a target
     labels: Array  # int32[G, R], that target, or IGNORE

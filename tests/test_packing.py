@@ -1,5 +1,7 @@
 """Packed pairs against plain rows: the same losses, metrics and gradients, on one device and on eight."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -63,19 +65,49 @@ def random_pairs(seed: int) -> PairBatch:
     return PairBatch(image, tokens, labels, weights, lengths, ref, np.arange(B, dtype=np.int32), valid)
 
 
-SIZES, TARGETS = packing.Sizes(8 * 56, 56, 8 * 40), 24
+TARGETS = 24
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Units of some 40 tokens take several blocks, and the last of them fewer units."""
+    monkeypatch.setattr(packing, "BLOCK", 16)
+
+
+def units_of(batch: PairBatch) -> list[packing.Unit]:
+    rows = [[batch.tokens[b, s, : batch.lengths[b, s]] for s in range(2)] for b in range(B)]
+    labels = [[batch.labels[b, s, : batch.lengths[b, s] - 1] for s in range(2)] for b in range(B)]
+    return [packing.make_unit(tuple(r), tuple(y)) for r, y in zip(rows, labels, strict=True)]
+
+
+@functools.cache
+def sizes_of(groups: int) -> packing.Sizes:
+    """One for all seeds, so that one program serves them."""
+    needs = []
+    for seed in range(200):
+        units = units_of(random_pairs(seed))
+        needs.append(packing.need(units, packing.balance(np.array([len(u.tokens) for u in units]), groups)))
+    longest = tuple(max(lengths) for lengths in zip(*(one.units for one in needs), strict=True))
+    most = packing.Sizes(max(one.tokens for one in needs), longest, max(one.targets for one in needs))
+    return packing.rounded(most)
 
 
 def packed(batch: PairBatch, groups: int = 1):
-    """In fixed sizes, so that one program serves all seeds."""
-    rows = [[batch.tokens[b, s, : batch.lengths[b, s]] for s in range(2)] for b in range(B)]
-    labels = [[batch.labels[b, s, : batch.lengths[b, s] - 1] for s in range(2)] for b in range(B)]
-    units = [packing.make_unit(tuple(r), tuple(y)) for r, y in zip(rows, labels, strict=True)]
-    sizes = packing.Sizes(SIZES.tokens // groups, SIZES.unit, SIZES.targets // groups)
+    units = units_of(batch)
     members = packing.balance(np.array([len(u.tokens) for u in units]), groups)
     given = {"image": batch.image, "weights": batch.weights, "ref_logps": batch.ref_logps}
     given |= {"row": batch.row, "valid": batch.valid, "pad_id": 99, "image_token": IMAGE, "queries": QUERIES}
-    return packing.assemble(units, members, sizes, TARGETS, **given)
+    return packing.assemble(units, members, sizes_of(groups), TARGETS, **given)
+
+
+def test_a_buffers_blocks_are_fewer_the_longer_the_units_that_reach_them():
+    batch = packed(random_pairs(0))
+    counts = [block.shape[1] for block in batch.blocks]
+    assert len(counts) > 2 and counts[0] == B and counts[-1] < B and counts == sorted(counts, reverse=True)
+    held = np.concatenate([block.reshape(1, -1) for block in batch.blocks], axis=1)
+    tokens = sum(len(unit.tokens) for unit in units_of(random_pairs(0)))
+    assert sorted(held[held < batch.tokens.shape[1]]) == list(range(tokens))  # every token once
+    np.testing.assert_array_equal(held[0, batch.place[0, :tokens]], np.arange(tokens))
 
 
 @pytest.fixture(scope="module")

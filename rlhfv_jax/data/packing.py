@@ -15,6 +15,7 @@ from rlhfv_jax.data import buckets
 from rlhfv_jax.structs import IGNORE, PackedBatch
 
 SAMPLES = 256  # batches drawn to see how large buffers get
+BLOCK, MOST_BLOCKS = 64, 8  # attention takes a unit apart into blocks of so many tokens, or more in fewer blocks
 PREFIX, CHOSEN, REJECTED, NOTHING = 0, 1, 2, -1
 
 
@@ -38,15 +39,28 @@ class Unit:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Static sizes of a buffer: tokens N, room for a unit T, room for targets R."""
+    """Static sizes of a buffer: tokens N, room for each of its P units, the longest first, room for targets R."""
 
     tokens: int
-    unit: int
+    units: tuple[int, ...]
     targets: int
 
     def hold(self, need: "Sizes") -> bool:
         """Whether buffers of these sizes have room for `need`."""
-        return self.tokens >= need.tokens and self.unit >= need.unit and self.targets >= need.targets
+        enough = all(room >= length for room, length in zip(self.units, need.units, strict=True))
+        return enough and self.tokens >= need.tokens and self.targets >= need.targets
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """(P_k, W) of every block of the units: how many units are so long, and how many tokens the block has.
+
+        >>> Sizes(300, (144, 72, 64), 300).blocks
+        [(3, 64), (2, 64), (1, 16)]
+        """
+        longest = self.units[0]
+        width = buckets.rounded(max(BLOCK, -(-longest // MOST_BLOCKS)))
+        starts = range(0, longest, width)
+        return [(sum(room > start for room in self.units), min(width, longest - start)) for start in starts]
 
 
 def prefix_length(chosen: np.ndarray, rejected: np.ndarray) -> int:
@@ -107,10 +121,11 @@ def balance(lengths: np.ndarray, groups: int) -> np.ndarray:
 
 
 def need(units: Sequence[Unit], members: np.ndarray) -> Sizes:
-    """The smallest sizes that hold these units in these buffers. `members` int64[buffers, n]: positions in `units`."""
+    """The smallest sizes that hold these units in these buffers. `members` int64[buffers, n]: positions in `units`,
+    of each buffer the longest first."""
     tokens, targets = (np.asarray([len(getattr(unit, name)) for unit in units]) for name in ("tokens", "labels"))
-    longest = tokens[members.reshape(-1)].max()
-    return Sizes(int(tokens[members].sum(axis=1).max()), int(longest), int(targets[members].sum(axis=1).max()))
+    longest = tokens[members].max(axis=0).tolist()
+    return Sizes(int(tokens[members].sum(axis=1).max()), tuple(longest), int(targets[members].sum(axis=1).max()))
 
 
 def choose_sizes(units: Sequence[Unit], batch_size: int, groups: int, count: int = 4) -> list[Sizes]:
@@ -129,14 +144,16 @@ def choose_sizes(units: Sequence[Unit], batch_size: int, groups: int, count: int
     sizes = []
     for bound in bounds:  # tokens are what costs; the other two follow
         smaller = [one for one in needs if one.tokens <= bound]
-        sizes.append(rounded(Sizes(bound, max(one.unit for one in smaller), max(one.targets for one in smaller))))
+        longest = tuple(max(lengths) for lengths in zip(*(one.units for one in smaller), strict=True))
+        sizes.append(rounded(Sizes(bound, longest, max(one.targets for one in smaller))))
     tokens, targets = (max(len(getattr(unit, name)) for unit in units) for name in ("tokens", "labels"))
-    return list(dict.fromkeys([*sizes, rounded(Sizes(room * tokens, tokens, room * targets))]))
+    return list(dict.fromkeys([*sizes, rounded(Sizes(room * tokens, (tokens,) * room, room * targets))]))
 
 
 def rounded(sizes: Sizes) -> Sizes:
     """Up to multiples of 8, which kernels like."""
-    return Sizes(buckets.rounded(sizes.tokens), buckets.rounded(sizes.unit), buckets.rounded(sizes.targets))
+    units = tuple(buckets.rounded(length) for length in sizes.units)
+    return Sizes(buckets.rounded(sizes.tokens), units, buckets.rounded(sizes.targets))
 
 
 def fitting(sizes: Sequence[Sizes], wanted: Sizes) -> Sizes:
@@ -160,20 +177,21 @@ def assemble(
     valid: np.ndarray,
 ) -> PackedBatch:
     """A batch of units [B], in buffers as `members` int[G, P] says; everything else is given per pair, in that order.
+    The longest unit of a buffer comes first, as `balance` has it.
 
     `weights` and `ref_logps` are of each pair those of its two rows, [T-1] or longer; `targets` is K.
     Raises ValueError where a pair's image is not in what its rows share.
     """
     groups, room = members.shape
-    n, t, r = sizes.tokens, sizes.unit, sizes.targets
-    batch = groups * room
+    n, t, r = sizes.tokens, sizes.units[0], sizes.targets
+    batch, places = groups * room, _places(sizes)
     out = PackedBatch(
         image=image[members.reshape(-1)],
         tokens=np.full((groups, n), pad_id, np.int32),
         positions=np.zeros((groups, n), np.int32),
         slots=np.full((groups, room * queries), n, np.int32),
-        unit=np.full((groups, room, t), n, np.int32),
-        place=np.full((groups, n), room * t, np.int32),
+        blocks=tuple(np.full((groups, count, width), n, np.int32) for count, width in sizes.blocks),
+        place=np.full((groups, n), sum(count * width for count, width in sizes.blocks), np.int32),
         segment=np.full((groups, room, t), NOTHING, np.int8),
         head=np.zeros((groups, r), np.int32),
         labels=np.full((groups, r), IGNORE, np.int32),
@@ -191,8 +209,8 @@ def assemble(
             size = len(unit.tokens)
             here = slice(at, at + size)
             out.tokens[g, here], out.positions[g, here] = unit.tokens, unit.positions
-            out.unit[g, p, :size] = np.arange(at, at + size)
-            out.place[g, here] = p * t + np.arange(size)
+            _place_blocks(out, g, p, at, size)
+            out.place[g, here] = places[p, :size]
             out.segment[g, p, :size] = unit.segment
             _place_image(out, g, p, at, unit, image_token, queries)
             out.head[g, scored : scored + len(unit.head)] = at + unit.head
@@ -207,6 +225,27 @@ def assemble(
             at += size
             scored += len(unit.head)
     return out
+
+
+def _places(sizes: Sizes) -> np.ndarray:
+    """int[P, T]: where in the blocks, laid end to end, each token of each unit of a buffer is."""
+    rows, start = [], 0
+    for count, width in sizes.blocks:
+        part = np.full((len(sizes.units), width), -1)
+        part[:count] = start + np.arange(count * width).reshape(count, width)
+        rows.append(part)
+        start += count * width
+    return np.concatenate(rows, axis=1)
+
+
+def _place_blocks(out: PackedBatch, g: int, p: int, at: int, size: int) -> None:
+    start = 0
+    for block in out.blocks:
+        here = min(size - start, block.shape[2])
+        if here <= 0:
+            return
+        block[g, p, :here] = at + start + np.arange(here)
+        start += here
 
 
 def _place_image(out: PackedBatch, g: int, p: int, at: int, unit: Unit, image_token: int, queries: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models.layers import Dtype
 from rlhfv_jax.models.llama import KVCache, Llama, LlamaConfig, head_kernel
-from rlhfv_jax.ops.attention import Units, near, tree_mask
+from rlhfv_jax.ops.attention import Units, near, tree_mask, whole_units
 from rlhfv_jax.ops.logprobs import token_log_probs
 from rlhfv_jax.structs import PackedBatch
 
@@ -201,7 +201,7 @@ def log_probs(model: Vlm, params: Any, image: Any, tokens: Any, labels: Any, len
 
 def packed_log_probs(model: Vlm, params: Any, batch: PackedBatch) -> jax.Array:
     """float32[B, 2, K], the log-prob of every target of chosen and rejected; 0 where there is none."""
-    units = Units(batch.unit, batch.place, _unit_mask(batch, model.config.llm.window))
+    units = Units(batch.blocks, batch.place, _unit_mask(batch, model.config.llm.window))
     hidden, _ = model.apply(
         {"params": params}, batch.tokens, batch.image, positions=batch.positions, mask=units, slots=batch.slots
     )
@@ -217,7 +217,8 @@ def _unit_mask(batch: PackedBatch, window: int) -> jax.Array:
     mask = tree_mask(batch.segment)
     if not 0 < window < mask.shape[-1]:
         return mask
-    positions = jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=0))(batch.positions, batch.unit)
+    place = whole_units(batch.blocks, batch.tokens.shape[1])
+    positions = jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=0))(batch.positions, place)
     flat = positions.reshape(mask.shape[:2])
     return mask & near(flat, flat, window)
 

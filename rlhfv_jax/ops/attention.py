@@ -9,6 +9,8 @@
 Never merge two attention calls by their residuals under a gradient: JAX's are wrong there.
 """
 
+import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,14 +26,18 @@ BACKENDS = ("xla", "cudnn", "splash", "auto")
 LONG = 512  # tokens; up to here the scores cost little
 BLOCK = 128  # splash takes whole blocks; XLA's queries come in blocks of at least so many
 MOST_BLOCKS = 8
+Blocks = list[jax.Array]
 
 
 class Units(NamedTuple):
-    """Sequences that lie end to end in buffers [G, N]: where each token is, and who sees whom."""
+    """Sequences that lie end to end in buffers [G, N]: where each token is, and who sees whom.
 
-    source: jax.Array  # int32[G, P, T], places in the buffer; N where a unit is shorter
-    place: jax.Array  # int32[G, N], places in the units (P T); P*T where the buffer is empty
-    mask: jax.Array  # bool[G*P, T, T]
+    Block k of them holds W tokens of the P_k longest. Nobody sees a later token of its unit.
+    """
+
+    blocks: tuple[jax.Array, ...]  # int32[G, P_k, W], places in the buffer; N where a unit is shorter
+    place: jax.Array  # int32[G, N], places in the blocks laid end to end; their size where the buffer is empty
+    mask: jax.Array  # bool[G*P, T, T]; T are all W together
 
 
 def tree_mask(segment: jax.Array) -> jax.Array:
@@ -76,9 +82,8 @@ def attention(
       [B, T, N, H] in the dtype of q.
     """
     if isinstance(mask, Units):
-        gathered = (_to_units(x, mask) for x in (q, k, v))
-        return _to_buffer(attention(*gathered, causal=True, mask=mask.mask, backend=backend), mask)
-    backend = automatic(q) if backend == "auto" else backend
+        return _within_units(q, k, v, mask, backend)
+    backend = automatic(q.shape[1], q) if backend == "auto" else backend
     if backend == "splash":
         return _splash(q, k, v, _whole_mask(q.shape, k.shape[1], causal, key_lengths, mask, window))
     if backend == "xla" and causal:
@@ -123,32 +128,68 @@ def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) 
 
 
 def _causal(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention where no query sees a later key: queries in blocks, each against the keys up to its own end.
+    """Attention where no query sees a later key, of sequences of one length."""
+    block = max(BLOCK, -(-q.shape[1] // MOST_BLOCKS))
+    starts = range(0, q.shape[1], block)
+    blocks = ([x[:, None, start : start + block] for start in starts] for x in (q, k, v))
+    return jnp.concatenate(_in_blocks(*blocks, mask=mask[:, None]), axis=2)[:, 0]
 
-    What lies above the diagonal of blocks is neither computed nor held: with 5 blocks 0.6 of the scores are.
+
+def _in_blocks(q: Blocks, k: Blocks, v: Blocks, *, mask: jax.Array) -> Blocks:
+    """Queries in blocks, each against the keys up to its own end; block k [G, P_k, W, N, H], mask bool[G, P, T, T].
+
+    What lies above the diagonal of blocks is neither computed nor held (with 5 equal blocks 0.6 of the scores are), nor
+    what lies beyond the end of a unit's last block.
     """
-    length = q.shape[1]
-    block = max(BLOCK, -(-length // MOST_BLOCKS))
-    q = rearrange(q, "b t (k g) h -> b k g t h", k=k.shape[2])
-    k, v = (rearrange(x, "b s k h -> b k s h") for x in (k, v))
-    seen = []
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        keys = k[:, :, :end], v[:, :, :end]
-        seen.append(_weighted(q[:, :, :, start:end], *keys, mask[:, start:end, :end]))
-    return rearrange(jnp.concatenate(seen, axis=3), "b k g t h -> b t (k g) h")
+    k, v = ([rearrange(x, "a p s k h -> a p k s h") for x in blocks] for blocks in (k, v))
+    seen, end = [], 0
+    for i, block in enumerate(q):
+        _, rows, width, _, _ = block.shape
+        keys, values = (jnp.concatenate([x[:, :rows] for x in blocks[: i + 1]], axis=3) for blocks in (k, v))
+        start, end = end, end + width
+        block = rearrange(block, "a p t (k g) h -> a p k g t h", k=keys.shape[2])
+        found = _weighted(block, keys, values, mask[:, :rows, start:end, :end])
+        seen.append(rearrange(found, "a p k g t h -> a p t (k g) h"))
+    return seen
+
+
+def _within_units(q: jax.Array, k: jax.Array, v: jax.Array, units: Units, backend: str) -> jax.Array:
+    """Attention of buffers [G, N, ...] within their units."""
+    groups, room, _ = units.blocks[0].shape
+    length = units.mask.shape[-1]
+    backend = automatic(length, q) if backend == "auto" else backend
+    mask = units.mask.reshape(groups, room, length, length)
+    blocks = [_to_blocks(x, units) for x in (q, k, v)]
+    if backend == "xla":
+        return _to_buffer(_in_blocks(*blocks, mask=mask), units)
+    whole = (rearrange(whole_units(x, 0), "a p ... -> (a p) ...") for x in blocks)
+    found = attention(*whole, causal=True, mask=units.mask, backend=backend).reshape(groups, room, length, *q.shape[2:])
+    parts, start = [], 0
+    for block in units.blocks:
+        _, rows, width = block.shape
+        parts.append(found[:, :rows, start : start + width])
+        start += width
+    return _to_buffer(parts, units)
+
+
+def whole_units(blocks: Sequence[jax.Array], fill: int) -> jax.Array:
+    """Blocks [G, P_k, W, ...] as [G, P, T, ...]; `fill` where a unit has no such block."""
+    room = blocks[0].shape[1]
+    rest = [(0, 0)] * (blocks[0].ndim - 2)
+    even = [jnp.pad(x, ((0, 0), (0, room - x.shape[1]), *rest), constant_values=fill) for x in blocks]
+    return jnp.concatenate(even, axis=2)
 
 
 def _weighted(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Scores, softmax in float32, weighted values: q [B, K, G, T, H], k and v [B, K, S, H], mask bool[B, T, S]."""
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bkgts,bksh->bkgth", jax.nn.softmax(scores, axis=-1).astype(q.dtype), v)
+    """Scores, softmax in float32, weighted values: q [..., K, G, T, H], k, v [..., K, S, H], mask bool[..., T, S]."""
+    scores = jnp.einsum("...kgth,...ksh->...kgts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(mask[..., None, None, :, :], scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("...kgts,...ksh->...kgth", jax.nn.softmax(scores, axis=-1).astype(q.dtype), v)
 
 
-def automatic(q: jax.Array) -> str:
-    """The back end of "auto" for queries like these, on the platform that JAX runs on. `q`: [B, T, N, H]."""
-    _, length, _, size = q.shape
+def automatic(length: int, q: jax.Array) -> str:
+    """The back end of "auto" for sequences of that length, on the platform that JAX runs on. `q`: [..., H]."""
+    size = q.shape[-1]
     if length <= LONG:
         return "xla"
     if jax.default_backend() == "gpu" and q.dtype.itemsize == 2 and length % 2 == 0 and size % 8 == 0 and size <= 128:
@@ -198,18 +239,21 @@ def _splash_one(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> ja
     return kernel(*(x.swapaxes(0, 1) for x in (q, k, v))).swapaxes(0, 1).astype(q.dtype)
 
 
-def _to_units(x: jax.Array, units: Units) -> jax.Array:
-    """[G, N, ...] -> [G*P, T, ...]; zeros where a unit is shorter."""
-    groups, room, length = units.source.shape
-    moved = _moved(x, units.source.reshape(groups, room * length), units.place)
-    return moved.reshape(groups * room, length, *x.shape[2:])
+def _to_blocks(x: jax.Array, units: Units) -> Blocks:
+    """[G, N, ...] -> [G, P_k, W, ...]; zeros where a unit is shorter."""
+    moved = _moved(x, _end_to_end(units.blocks), units.place)
+    ends = list(itertools.accumulate(block.shape[1] * block.shape[2] for block in units.blocks))
+    cut = jnp.split(moved, ends[:-1], axis=1)
+    return [part.reshape(*block.shape, *x.shape[2:]) for part, block in zip(cut, units.blocks, strict=True)]
 
 
-def _to_buffer(x: jax.Array, units: Units) -> jax.Array:
-    """[G*P, T, ...] -> [G, N, ...]; zeros where the buffer is empty."""
-    groups, room, length = units.source.shape
-    flat = x.reshape(groups, room * length, *x.shape[2:])
-    return _moved(flat, units.place, units.source.reshape(groups, room * length))
+def _to_buffer(blocks: Blocks, units: Units) -> jax.Array:
+    """[G, P_k, W, ...] -> [G, N, ...]; zeros where the buffer is empty."""
+    return _moved(_end_to_end(blocks), units.place, _end_to_end(units.blocks))
+
+
+def _end_to_end(blocks: Sequence[jax.Array]) -> jax.Array:
+    return jnp.concatenate([rearrange(block, "a p w ... -> a (p w) ...") for block in blocks], axis=1)
 
 
 @jax.custom_vjp

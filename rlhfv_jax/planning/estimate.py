@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhfv_jax import experiment, lora, prepare, settings, sharding, steps
+from rlhfv_jax.data import packing
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.flops import dot_flops
 from rlhfv_jax.models import vlm
@@ -136,14 +137,15 @@ def packed_batch_of(s: Settings, length: int, groups: int) -> PackedBatch:
     """
     b, t = s.optim.batch_size, -(-4 * length // 3)
     room = b // groups
-    n, r, k = room * t, room * t * 6 // 10, length // 2
+    sizes = packing.Sizes(room * t, (t,) * room, room * t * 6 // 10)
+    n, r, k = sizes.tokens, sizes.targets, length // 2
     of, integer, real = jax.ShapeDtypeStruct, jnp.int32, jnp.float32
     return PackedBatch(
         image=images_of(s),
         tokens=of((groups, n), integer),
         positions=of((groups, n), integer),
         slots=of((groups, room * s.model.image_tokens), integer),
-        unit=of((groups, room, t), integer),
+        blocks=tuple(of((groups, count, width), integer) for count, width in sizes.blocks),
         place=of((groups, n), integer),
         segment=of((groups, room, t), jnp.int8),
         head=of((groups, r), integer),
