@@ -158,8 +158,13 @@ def test_common_words_are_a_longest_common_subsequence():
     rng = random.Random(0)
     for _ in range(200):
         a, b = ([rng.choice("abcd") for _ in range(rng.randint(0, 30))] for _ in range(2))
-        wanted = diff._table(a, b)[0][0] if a and b else 0
-        assert overlaps.common_words(a, b) == wanted
+        best = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]  # of a[i:] and b[j:], the usual table
+        for i, j in itertools.product(reversed(range(len(a))), reversed(range(len(b)))):
+            best[i][j] = 1 + best[i + 1][j + 1] if a[i] == b[j] else max(best[i + 1][j], best[i][j + 1])
+        assert overlaps.common_words(a, b) == best[0][0]
+        rows = diff.common_rows(a, b)
+        for i, j in itertools.product(range(len(a) + 1), range(len(b) + 1)):
+            assert (rows[i] & (1 << len(b) - j) - 1).bit_count() == best[i][j]
 
 
 def test_an_insertion_marks_the_word_before_it():

@@ -150,7 +150,7 @@ def test_the_metrics_are_the_benchmarks_own_on_the_written_answers(finished, ask
     assert {name: facts["questions"] for name, facts in manifest["evals"].items()} == {"pope": 12, "samples": 12}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_continues_gives_the_same_numbers(finished, configured, tmp_path):
     """From its checkpoint of step 2, with what it had written of step 4 half gone, half there."""
     run = shutil.copytree(finished, tmp_path / "run")
@@ -185,7 +185,7 @@ def test_killed_in_an_evaluation_and_started_again_it_gives_the_same_numbers(
         assert told(tmp_path / f"run/evals/pope/{step}") == told(finished / f"evals/pope/{step}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_answer_merged_and_choose_the_best_step(finished, configured, asked, tmp_path, monkeypatch):
     changes = {
         "init_from": str(finished),
@@ -253,7 +253,7 @@ def test_what_cannot_be_asked_or_scored_stops_the_run_before_it_trains(configure
     assert not (tmp_path / "run/metrics.jsonl").exists() and not (tmp_path / "run/checkpoints").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_does_not_go_on_with_other_questions(finished, configured, asked, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())

@@ -111,7 +111,7 @@ def test_stochastic_rounding_has_no_bias_and_gives_one_of_the_two_neighbors():
                 assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(n)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_moments_follow_float32_ones(trajectories, tiny_params):
     """Losses, and the whole way from the first weights to the last: a few percent of its length."""
     masters, short = trajectories["fp32"], trajectories["split_sr"]

@@ -154,14 +154,14 @@ def test_the_pairs_on_disk_differ_only_in_their_segments(smoke):
         assert kept[0] == kept[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_start_changes_nothing(smoke, cache):
     before = files(smoke[0])
     subprocess.run(**command(smoke[0], cache), check=True, timeout=600)
     assert files(smoke[0]) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_loop_of_answers_corrections_and_training_closes_by_its_commands(smoke, cache, tmp_path):
     """docs/loop.md, small: the oracle types into a running server, and what it typed trains the model that answered."""
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}

@@ -94,7 +94,7 @@ def test_a_run_reuses_the_file_without_running_the_model_and_keeps_its_best_stat
     assert trees.digest(branch.params) == trees.digest(state.params)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_file_of_other_weights_is_refused_naming_them(written, small_run, tmp_path):
     config = small_run({"reference_cache": str(written.file), "seed": 7})
     with pytest.raises(UserError, match=r"reference\.parquet was made for something else: params \("):

@@ -244,7 +244,7 @@ def test_fine_tuning_on_a_vqa_v2_build_ends_with_a_lower_loss(build, tmp_path):
     assert manifest["data"]["digest"] == records.digest(supervised.read(build))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_held_out_questions_choose_the_best_state(build, tmp_path):
     sft(build, tmp_path / "run", 4, {"eval_share": 0.25, "eval_every": 2, "best": "eval/loss", "data.buckets": 2})
     lines = metrics.read(tmp_path / "run/metrics.jsonl")
@@ -272,7 +272,7 @@ def nlvr(path: Path, count: int) -> Path:
     return write_jsonl(path, *rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fine_tuning_on_nlvrs_sentences_ends_with_a_lower_loss(tmp_path):
     losses = sft(nlvr(tmp_path / "nlvr.jsonl", 400), tmp_path / "run", 60, {"data.buckets": 2})
     assert len(losses) == 60 and np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])

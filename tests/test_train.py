@@ -228,14 +228,14 @@ def test_a_run_is_not_continued_with_other_settings_or_against_the_users_word(fi
     assert never.returncode == 1 and "already holds a run" in never.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resume_from_a_checkpoint_of_another_run_continues_its_numbers(finished, command, tmp_path):
     step = min(int(path.name) for path in (finished / "checkpoints").iterdir())
     run(command(tmp_path / "branch", f"--resume={finished}/checkpoints/{step}"))
     assert comparable(tmp_path / "branch") == comparable(finished)[step:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_trained_by_sft_is_a_starting_point_for_ddpo(command, tmp_path, parquet):
     run(command(tmp_path / "sft", "--config.task=sft", f"--config.data.eval_path={parquet}", "--config.eval_every=5"))
     lines = comparable(tmp_path / "sft")

@@ -112,7 +112,7 @@ def _changes(left: Sequence[str], right: Sequence[str]) -> _Spans:
         return []
     if len(a) * len(b) > MAX_CELLS or not a or not b:
         return [(start, start + len(a), start, start + len(b))]
-    table, ends = _table(a, b), [(1 << k) - 1 for k in range(len(b), -1, -1)]
+    rows, ends = common_rows(a, b), [(1 << k) - 1 for k in range(len(b), -1, -1)]
     spans: _Spans = []
     i = j = i0 = j0 = 0
     while i < len(a) and j < len(b):
@@ -121,7 +121,7 @@ def _changes(left: Sequence[str], right: Sequence[str]) -> _Spans:
                 spans.append((start + i0, start + i, start + j0, start + j))
             i, j = i + 1, j + 1
             i0, j0 = i, j
-        elif (table[i + 1] & ends[j]).bit_count() >= (table[i] & ends[j + 1]).bit_count():
+        elif (rows[i + 1] & ends[j]).bit_count() >= (rows[i] & ends[j + 1]).bit_count():
             i += 1
         else:
             j += 1
@@ -130,23 +130,22 @@ def _changes(left: Sequence[str], right: Sequence[str]) -> _Spans:
     return spans
 
 
-def _table(a: Sequence[str], b: Sequence[str]) -> list[int]:
-    """For every i which tokens of b lengthen the longest common subsequence of a[i:] and b, from b's end: bits.
+def common_rows(a: Sequence[str], b: Sequence[str]) -> list[int]:
+    """For every i <= len(a) the tokens of b that lengthen the longest common subsequence of a[i:] and b: bits.
 
-    b[j:] shares as many tokens with a[i:] as there are ones in the lowest len(b) - j bits. A row at once by the
-    carries of one addition: Crochemore et al., A fast and practical bit-vector algorithm for the LCS problem (2001).
+    The lowest bit is b's last token, so that a[i:] and b[j:] share as many tokens as row i has ones in its lowest
+    len(b) - j bits. A row at once, by the carries of one addition (Hyyrö 2004).
     """
     every = (1 << len(b)) - 1
     places = dict.fromkeys(b, 0)
     for k, token in enumerate(reversed(b)):
         places[token] |= 1 << k
-    table = [0] * (len(a) + 1)
-    kept = every  # zeros are what `table` has as ones
+    rows = [0] * (len(a) + 1)
     for i in range(len(a) - 1, -1, -1):
-        equal = kept & places.get(a[i], 0)
-        kept = (kept + equal | kept - equal) & every
-        table[i] = kept ^ every
-    return table
+        others = rows[i + 1] ^ every
+        hits = others & places.get(a[i], 0)
+        rows[i] = (others + hits | others - hits) & every ^ every
+    return rows
 
 
 def _merged(spans: _Spans, source: str, a: Sequence[tuple[int, int]], left: Sequence[str], over: int) -> _Spans:

@@ -80,17 +80,9 @@ def f1(pairs: int, left: int, right: int) -> float:
 
 
 def common_words(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a bit a word (Hyyrö 2004).
+    """Length of the longest common subsequence.
 
     >>> common_words("a red bus here".split(), "a blue bus".split())
     2
     """
-    places: dict[str, int] = {}
-    for i, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << i
-    every = (1 << len(a)) - 1
-    row = every
-    for word in b:
-        hits = row & places.get(word, 0)
-        row = (row + hits | row - hits) & every
-    return len(a) - row.bit_count()
+    return diff.common_rows(a, b)[0].bit_count()
