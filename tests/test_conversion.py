@@ -212,7 +212,7 @@ def test_with_the_models_name_no_wrong_line_passes(released):
     assert undetected(released, names, Hints(FORM.sizes(muffin.muffin_13b()))) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_wrong_line_fails_a_dry_run_by_name(released):
     names = list(sizes.set_aside(released, FORM)[0])
     assert set(undetected(released, names, Hints())) <= FREE

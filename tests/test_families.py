@@ -44,7 +44,7 @@ def test_the_matrix_has_every_family():
 
 
 MARKS = {"omnilmm": (), "llava15": pytest.mark.slow, "muffin": pytest.mark.long, "llava": pytest.mark.long}
-SLOW = MARKS | {"omnilmm": pytest.mark.slow}
+STAGES = MARKS | {"omnilmm": pytest.mark.slow, "llava15": pytest.mark.long}
 
 
 def marked(marks: dict) -> list:
@@ -142,7 +142,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("family", marked(SLOW))
+@pytest.mark.parametrize("family", marked(STAGES))
 def test_every_stage_runs_with_the_familys_config(family, tmp_path, coco_records):
     """DDPO with evaluation, a reference file, DPO that reads it, LoRA on packed pairs, answers, a plan."""
     data = tmp_path / "pairs.parquet"
