@@ -20,7 +20,7 @@ STACKED = SIZES["layers"] * SIZES["width"] * SIZES["ffn"] * 4  # bytes of the la
 LIMIT = STACKED * 3 // 2
 CGROUP = Path("/sys/fs/cgroup/memory")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def write_llama(folder: Path, shards: int) -> int:
