@@ -91,7 +91,7 @@ def test_what_would_make_the_features_false_is_refused(small_run, tmp_path, chan
         experiment.train(small_run({"data.image_features": "cached"} | change), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["rows", "packed"])
 def test_a_run_on_features_writes_the_metrics_of_a_run_on_pixels(small_run, tmp_path, layout):
     lines, parameters = {}, {}

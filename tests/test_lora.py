@@ -210,7 +210,7 @@ def test_a_base_that_changed_or_went_away_is_refused(stored, tiny_params):
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_lora_run_starts_at_ln_2_continues_exactly_and_exports_merged(tmp_path, small_run, dtype):
     """SFT base, LoRA on it stopped and continued, then `convert --direction=to_torch` of the LoRA run."""
