@@ -48,6 +48,7 @@ def test_a_back_end_is_xlas_in_value_and_gradient(backend, name):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_units_in_blocks_have_the_attention_of_their_whole_mask():
     """Two buffers of three units, of which the third ends in the first block; the other way is splash on whole ones."""
     lengths, starts = [[200, 150, 60], [180, 140, 40]], [0, 64, 128, 192]

@@ -265,7 +265,7 @@ def test_per_target_values_find_their_way_back_to_their_rows(sources_of_both_lay
     assert sorted(seen) == list(range(21))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_packed_run_writes_the_metrics_of_a_run_on_rows(small_run, tmp_path):
     lines = {}
     for layout in ("rows", "packed"):

@@ -92,7 +92,7 @@ def test_a_small_step_compiles_for_hardware_that_is_not_here(topology, module):
     assert found["fits"] and np.isclose(found["alias_gib"], found["state_gib"], rtol=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_packed_batch_is_planned_with_less_work_than_rows():
     target = targets.Target("cpu:8", jax.devices(), 1.0, {})
     config = cli._load(f"{cli.config_folder() / 'ddpo.py'}:mini")
@@ -247,7 +247,7 @@ def test_changes_that_change_nothing_are_not_tried():
     assert len(flags) == len(set(flags)) and all("batch_size" not in one for one in flags)  # one pair a device already
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_that_does_not_fit_searches_by_compiling():
     """On simulated devices too small for the whole state, the adapters' run fits."""
     s = settings.dataclasses.replace(small(), init_from="somewhere")
