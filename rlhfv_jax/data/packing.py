@@ -184,14 +184,18 @@ def assemble(
     """
     groups, room = members.shape
     n, t, r = sizes.tokens, sizes.units[0], sizes.targets
-    batch, places = groups * room, _places(sizes)
+    batch, blocks = groups * room, sizes.blocks
+    places, ends = _places(blocks, room), np.cumsum([count * width for count, width in blocks])
+    held = np.full((groups, ends[-1]), n, np.int32)  # the blocks end to end; those of the batch are views of it
     out = PackedBatch(
         image=image[members.reshape(-1)],
         tokens=np.full((groups, n), pad_id, np.int32),
         positions=np.zeros((groups, n), np.int32),
         slots=np.full((groups, room * queries), n, np.int32),
-        blocks=tuple(np.full((groups, count, width), n, np.int32) for count, width in sizes.blocks),
-        place=np.full((groups, n), sum(count * width for count, width in sizes.blocks), np.int32),
+        blocks=tuple(
+            part.reshape(groups, *block) for part, block in zip(np.split(held, ends[:-1], axis=1), blocks, strict=True)
+        ),
+        place=np.full((groups, n), ends[-1], np.int32),
         segment=np.full((groups, room, t), NOTHING, np.int8),
         head=np.zeros((groups, r), np.int32),
         labels=np.full((groups, r), IGNORE, np.int32),
@@ -209,8 +213,8 @@ def assemble(
             size = len(unit.tokens)
             here = slice(at, at + size)
             out.tokens[g, here], out.positions[g, here] = unit.tokens, unit.positions
-            _place_blocks(out, g, p, at, size)
             out.place[g, here] = places[p, :size]
+            held[g, places[p, :size]] = np.arange(at, at + size)
             out.segment[g, p, :size] = unit.segment
             _place_image(out, g, p, at, unit, image_token, queries)
             out.head[g, scored : scored + len(unit.head)] = at + unit.head
@@ -227,25 +231,15 @@ def assemble(
     return out
 
 
-def _places(sizes: Sizes) -> np.ndarray:
-    """int[P, T]: where in the blocks, laid end to end, each token of each unit of a buffer is."""
-    rows, start = [], 0
-    for count, width in sizes.blocks:
-        part = np.full((len(sizes.units), width), -1)
-        part[:count] = start + np.arange(count * width).reshape(count, width)
-        rows.append(part)
+def _places(blocks: Sequence[tuple[int, int]], room: int) -> np.ndarray:
+    """int[P, T]: where in the blocks, laid end to end, each token of each unit of a buffer is; -1 for nowhere."""
+    columns, start = [], 0
+    for count, width in blocks:
+        column = np.full((room, width), -1)
+        column[:count] = start + np.arange(count * width).reshape(count, width)
+        columns.append(column)
         start += count * width
-    return np.concatenate(rows, axis=1)
-
-
-def _place_blocks(out: PackedBatch, g: int, p: int, at: int, size: int) -> None:
-    start = 0
-    for block in out.blocks:
-        here = min(size - start, block.shape[2])
-        if here <= 0:
-            return
-        block[g, p, :here] = at + start + np.arange(here)
-        start += here
+    return np.concatenate(columns, axis=1)
 
 
 def _place_image(out: PackedBatch, g: int, p: int, at: int, unit: Unit, image_token: int, queries: int) -> None:
