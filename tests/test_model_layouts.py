@@ -12,6 +12,7 @@ from torch_weights import TINY_MUFFIN, tiny_muffin
 from rlhfv_jax import sharding
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import beit3, llama, vlm
+from rlhfv_jax.models.layers import product
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,23 @@ def test_rows_that_cannot_be_shared_out_over_images_are_refused(tiny_config, tin
     apply = jax.jit(lambda t, i: vlm.Vlm(tiny_config).apply({"params": tiny_params}, t, i)[0])
     with pytest.raises(UserError, match="3 rows of tokens cannot belong to 2 images"):
         apply(tokens, image)
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "inputs"),
+    [((3, 5, 8), (8, 4, 6), 1), ((3, 5, 4, 6), (4, 6, 8), 2), ((2, 8), (8, 7), 1), ((0, 5, 8), (8, 7), 1)],
+    ids=["one axis to two", "two axes to one", "matrices", "no rows"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_products_gradients_are_those_of_jax(x, kernel, inputs, dtype):
+    key = iter(jax.random.split(jax.random.key(0), 3))
+    a, b = (jax.random.normal(next(key), shape).astype(dtype) for shape in (x, kernel))
+    found, pull = jax.vjp(lambda a, b: product(a, b, inputs), a, b)
+    expected, pull_jax = jax.vjp(lambda a, b: jnp.tensordot(a, b, inputs), a, b)
+    np.testing.assert_array_equal(found, expected)
+    g = jax.random.normal(next(key), expected.shape).astype(dtype)
+    for ours, theirs in zip(pull(g), pull_jax(g), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        # To the last bit or two of the dtype: the sums are the same, their order is not.
+        tolerance = 1e-5 if dtype == "float32" else 1e-2
+        np.testing.assert_allclose(ours.astype("float32"), theirs.astype("float32"), rtol=tolerance, atol=tolerance)
