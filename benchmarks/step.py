@@ -105,7 +105,8 @@ def main(_: list[str]) -> None:
         for name, found in medians.items()
     ]
     tokens = {"real rows": int(batch.lengths.sum()), "rows": batch.tokens.size, "packed": packed.tokens.size}
-    protocol.report(f"one update of {_PAIRS.value} pairs", rows, _OUT.value, losses=first, tokens=tokens, xla=_XLA.value)
+    facts = {"losses": first, "tokens": tokens, "xla": _XLA.value}
+    protocol.report(f"one update of {_PAIRS.value} pairs", rows, _OUT.value, **facts)
 
 
 if __name__ == "__main__":

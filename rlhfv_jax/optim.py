@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay, and which parameters train at all."""
+"""AdamW (Loshchilov and Hutter 2019) with warm-up and cosine decay, and which parameters train at all."""
 
 import re
 from typing import Any

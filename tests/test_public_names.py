@@ -1,4 +1,7 @@
-"""The public names: each says what it is; what takes or gives arrays says their shapes, what refuses input says so."""
+"""The public names: each says what it is; what takes or gives arrays says their shapes, what refuses input says so.
+
+What takes a time or a number of bytes says its unit, and what computes something published says where.
+"""
 
 import ast
 import re
@@ -13,6 +16,15 @@ WITH_SHAPES = ("structs", "losses", "ops", "models", "decoding", "data")  # wher
 ARRAY = re.compile(r"\b(Array|ndarray|NDArray|ArrayLike)\b")
 SHAPE = re.compile(r"(?:\d|bool|text)\[|\[[A-Z0-9.…][^\]]*\]|\[n, |\bscalar|\bshape\b")  # uint8[size], [B, T], "scalar"
 REFUSAL = re.compile(r"\b(Raises|[Rr]efuse[sd]?|UserError|[Ee]rror|exits?)\b")
+MEASURE = re.compile(r"(?:^|_)(timeout|wait|delay|pause|deadline|duration|age|elapsed|bytes|megabytes|limit)(?:_|$)")
+UNIT = re.compile(r"second|\bms\b|minute|hour|\bday|byte|[KMG]iB|\b[kMG]B\b|token|item|answer|character|per ?cent|95 %")
+CITED = re.compile(r"\b[A-Z][\w'-]+(?: and [A-Z][\w'-]+| et al\.)?,? (?:19|20)\d\d\b|\bpaper\b")
+OUTSIDE = (  # what these compute was published by others
+    *("losses", "optim", "lora", "ops/attention", "ops/logprobs", "annotation/agreement", "annotation/diff"),
+    *("models/" + name for name in ("llama", "layers", "beit3", "clip", "eva", "muffin", "llava", "omnilmm", "vlm")),
+    *("evals/" + name for name in ("amber", "amber_descriptions", "pope", "mme", "seed_bench", "mmhal", "llava_bench")),
+    *("evals/" + name for name in ("vqa", "objhal", "over_generalization", "mhumaneval", "statistics", "lemmas")),
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,29 @@ def test_functions_that_refuse_input_say_so():
     checked = [n for n in NAMES if not isinstance(n.node, ast.ClassDef) and refuses(n.node)]
     assert len(checked) > 100
     assert [name.path for name in checked if not REFUSAL.search(name.documented)] == []
+
+
+def measures(node: ast.AST) -> list[str]:
+    """The arguments or fields whose names speak of a time or of bytes."""
+    if isinstance(node, ast.ClassDef):
+        names = [i.target.id for i in node.body if isinstance(i, ast.AnnAssign) and isinstance(i.target, ast.Name)]
+    else:
+        names = [argument.arg for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+    return [name for name in names if MEASURE.search(name)]
+
+
+def test_names_that_take_a_time_or_bytes_say_the_unit():
+    measured = [name for name in NAMES if measures(name.node)]
+    assert len(measured) > 10
+    silent = [name for name in measured if not UNIT.search(name.documented) and not inherits_words(name)]
+    assert [(name.path, measures(name.node)) for name in silent] == []
+
+
+@pytest.mark.parametrize("module", OUTSIDE)
+def test_what_computes_something_published_names_its_source(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    nodes = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert CITED.search("\n".join(ast.get_docstring(node) or "" for node in [tree, *nodes]))
 
 
 @pytest.mark.parametrize(

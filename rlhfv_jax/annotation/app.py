@@ -30,7 +30,10 @@ IMPORT_LIMIT = 512 * 2**20
 def build(
     server: Server, hosts: Sequence[str] = LOCAL, import_limit: int = IMPORT_LIMIT, ballots: Ballots | None = None
 ) -> Starlette:
-    """The application over an open store; `hosts` are the names it answers to, `ballots` a comparison to show."""
+    """The application over an open store.
+
+    `hosts` are the names it answers to, `import_limit` the most bytes of an import, `ballots` a comparison to show.
+    """
     files = {path.relative_to(STATIC).as_posix(): _File(path) for path in STATIC.rglob("*") if path.suffix in TYPES}
 
     async def static(request: Request) -> Response:

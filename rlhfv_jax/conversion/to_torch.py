@@ -42,7 +42,7 @@ def write(
     shard_bytes: int,
     check: Callable[[Path], Any],
 ) -> Any:
-    """Writes the directory, with `files` beside the weights.
+    """Writes the directory, with `files` beside the weights, a file of them at most `shard_bytes` bytes.
 
     Nothing stands at `destination` until all of it does and passes `check`; returns what `check` says of the directory.
     """

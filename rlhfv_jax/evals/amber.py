@@ -1,4 +1,4 @@
-"""AMBER: descriptions and yes/no questions about the same pictures, scored as the official script does, and joined."""
+"""AMBER (Wang et al. 2023): descriptions and yes/no questions about the same pictures, scored as officially."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The noun lemma of a word as WordNet 3.0 gives it, from two small tables and nine suffix rules."""
+"""The noun lemma of a word as WordNet 3.0 gives it, from two small tables and nine suffix rules.
+
+Miller 1995; the rules are those of its program morphy.
+"""
 
 import gzip
 from functools import lru_cache

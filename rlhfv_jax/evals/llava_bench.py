@@ -1,7 +1,7 @@
 """LLaVA-Bench: a judge scores a reference answer and the model's from 1 to 10; what counts is their ratio.
 
-90 questions about 30 COCO images, 30 each of conversation, detail and complex reasoning, as the released scorer of
-RLHF-V asks and counts; reviews of other categories (LLaVA-Bench in the wild) are summed up alike.
+Liu et al. 2023. 90 questions about 30 COCO images, 30 each of conversation, detail and complex reasoning, as the
+released scorer of RLHF-V asks and counts; reviews of other categories (LLaVA-Bench in the wild) are summed up alike.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""MME: two yes/no questions about each picture in fourteen subtasks, scored as the official calculation does.
+"""MME (Fu et al. 2023): two yes/no questions about each picture in fourteen subtasks, scored as officially.
 
 A subtask's score is 100 x (accuracy + accuracy+), where accuracy+ is the share of pictures with both questions right;
 perception is the sum of ten subtasks (2,000 at most), cognition of four (800).

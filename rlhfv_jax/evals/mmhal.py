@@ -1,8 +1,8 @@
 """MMHal-Bench: a judge rates 96 answers from 0 to 6 against a person's answer and the image's contents.
 
-As the released scorer of RLHF-V: a rating below 3 is a hallucination; officially one that cannot be read counts as 0,
-and so as one. Informativeness is the rating less 3 where it is none. Item i is of type i mod 8. The paper's Resp. is
-not this judge's rate but that of its human annotators.
+Sun et al. 2023. As the released scorer of RLHF-V: a rating below 3 is a hallucination; officially one that cannot be
+read counts as 0, and so as one. Informativeness is the rating less 3 where it is none. Item i is of type i mod 8. The
+paper's Resp. is not this judge's rate but that of its human annotators.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,7 @@
-"""Object HalBench: how many answers and mentions name objects that the picture does not have (CHAIR)."""
+"""Object HalBench: how many answers and mentions name objects that the picture does not have.
+
+The paper's section 4.1 on CHAIR (Rohrbach et al. 2018).
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture? Polling yes/no questions in three settings, scored as the official script does."""
+"""POPE (Li et al. 2023): is an object in the picture? Yes/no questions in three settings, scored as officially."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
 """SEED-Bench-I: multiple choice about images, by the letter that is answered or by the likelihood of the options.
 
-By likelihood, as officially, the option with the highest mean log-prob a token is chosen; the answers then carry
-`option_log_probs`, an object from letter to that mean.
+Li et al. 2023. By likelihood, as officially, the option with the highest mean log-prob a token is chosen; the answers
+then carry `option_log_probs`, an object from letter to that mean.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Bootstrap intervals of ratios and means over items, and paired comparison of two models on the same items."""
+"""Bootstrap intervals (Efron 1979, percentiles) of ratios and means over items; two models on the same items."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

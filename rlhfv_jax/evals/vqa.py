@@ -1,4 +1,4 @@
-"""VQAv2: agreement with ten people's answers, as the official script counts it, and the file for the test server."""
+"""VQAv2 (Goyal et al. 2017): agreement with ten people's answers, counted as officially, and the server's file."""
 
 import json
 import os

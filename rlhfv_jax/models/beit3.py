@@ -1,9 +1,10 @@
 """BEiT-3 as Muffin uses it: a multiway encoder whose learned queries read an image.
 
-Two branches share one attention: A carries the class token and the patches, B the queries. Every linear map and every
-norm has a copy for each branch; attention is over both together, fully bidirectional (image tokens see the queries).
-Sub-LayerNorm: besides the usual pre-norms, one norm before the attention's output map and one before the second
-feed-forward map. As torchscale's encoder with `multiway` and `subln`; GELU is exact, epsilon 1e-5.
+Wang et al. 2022. Two branches share one attention: A carries the class token and the patches, B the
+queries. Every linear map and every norm has a copy for each branch; attention is over both together, fully
+bidirectional (image tokens see the queries). Sub-LayerNorm: besides the usual pre-norms, one norm before the
+attention's output map and one before the second feed-forward map. As torchscale's encoder with `multiway` and `subln`;
+GELU is exact, epsilon 1e-5.
 
 Parameters (E for the tower's width D, L axis first in layers, {A,B} the branches):
     patch/{kernel [p*p*3, D], bias [D]} (or patch/window, patch/out: `ConvStem`)

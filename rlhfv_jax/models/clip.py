@@ -1,7 +1,8 @@
 """CLIP's vision transformer as LLaVA reads it: the patches' features before the last layer.
 
-Pre-norm blocks with biases in all linear maps, a norm before the first, a GELU of its own, epsilon 1e-5. The last layer
-and the norm behind it belong to a checkpoint and are kept, but nothing reads them.
+Radford et al. 2021, as Hugging Face's CLIPVisionModel. Pre-norm blocks with biases in all linear maps, a norm before
+the first, a GELU of its own, epsilon 1e-5. The last layer and the norm behind it belong to a checkpoint and are kept,
+but nothing reads them.
 
 Parameters (L axis first in layers, which are all but the last):
     patch/kernel [p*p*3, D]    class_token [D]    positions [P+1, D]    pre_norm/{scale,bias} [D]

@@ -1,8 +1,9 @@
 """EVA-02's CLIP vision transformer as OmniLMM has it (timm's eva02_enormous_patch14_clip): all patches, after a norm.
 
-Residual post-norm: each branch is normed and then added, x + norm(f(x)). Queries and values have biases, keys none;
-plain exact GELU, epsilon 1e-6. The last block of the original is not there, but the norm that was trained behind it is.
-The position table keeps its own grid and is interpolated for others, bicubically with antialiasing, at every call.
+Sun et al. 2023 (EVA-CLIP). Residual post-norm: each branch is normed and then added, x + norm(f(x)). Queries and values
+have biases, keys none; plain exact GELU, epsilon 1e-6. The last block of the original is not there, but the norm that
+was trained behind it is. The position table keeps its own grid and is interpolated for others, bicubically with
+antialiasing, at every call.
 
 Parameters (L axis first in layers):
     patch/{kernel [p*p*3, D], bias [D]}    class_token [D]    positions [G*G+1, D]    final_norm/{scale,bias} [D]

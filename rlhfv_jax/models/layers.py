@@ -1,6 +1,7 @@
 """What two models share: norms, linear maps, rotary positions, initialisers, rematerialisation.
 
-Parameters are float32; a module computes in its `dtype`. Norms and rotary angles are float32 whatever the dtype.
+RMSNorm is Zhang and Sennrich 2019, rotary positions are Su et al. 2021. Parameters are float32; a module computes in
+its `dtype`. Norms and rotary angles are float32 whatever the dtype.
 """
 
 import math

@@ -1,5 +1,7 @@
 """LLaMA: pre-norm decoder blocks with rotary positions, grouped-query attention and SwiGLU; with a window, Mistral.
 
+Touvron et al. 2023 and Jiang et al. 2023, as Hugging Face's.
+
 Parameters (L axis first, from `nn.scan`):
     embed/embedding [V', D]    head/kernel [D, V']    final_norm/scale [D]    layers/attention_norm/scale [L, D]
     layers/attention/{q [L,D,N,H], k [L,D,K,H], v [L,D,K,H], o [L,N,H,D]}/kernel

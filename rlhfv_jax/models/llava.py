@@ -1,4 +1,4 @@
-"""LLaVA 1.0 and 1.5: CLIP's patches, a projector, LLaMA. Every patch is an image token."""
+"""LLaVA 1.0 and 1.5 (Liu et al. 2023): CLIP's patches, a projector, LLaMA. Every patch is an image token."""
 
 from dataclasses import dataclass
 

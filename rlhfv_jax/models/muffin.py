@@ -1,4 +1,4 @@
-"""Muffin: BEiT-3 with queries, one linear projector, LLaMA."""
+"""Muffin (Yu et al. 2023): BEiT-3 with queries, one linear projector, LLaMA."""
 
 from dataclasses import dataclass
 

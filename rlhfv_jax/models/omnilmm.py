@@ -1,4 +1,7 @@
-"""OmniLMM-12B: EVA-02 CLIP, a resampler whose queries read its patches, Mistral."""
+"""OmniLMM-12B: EVA-02 CLIP, a resampler whose queries read its patches, Mistral (Jiang et al. 2023).
+
+There is no paper of the model itself; its released code is the source.
+"""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """A vision tower, a projector, a language model: the composition that all families share.
 
+As LLaVA (Liu et al. 2023) and Muffin (Yu et al. 2023) put them together:
+
     image ─► tower ─► [B, Q, E] ─► projector ─► [B, Q, D] ─┐
     tokens ─► embed ─► [R, T, D] ─── splice at the image tokens ─► blocks ─► hidden [R, T, D]
 

@@ -1,4 +1,4 @@
-"""The only place that knows attention back ends.
+"""Attention (Vaswani et al. 2017), and the only place that knows its back ends.
 
     xla      any mask, any length, everywhere; holds the scores [B, N, T, S] in float32, of causal attention those of
              the blocks on and below the diagonal. The reference and the default.

@@ -1,4 +1,4 @@
-"""Token log-probs. The shift convention of the package, stated here once:
+"""Token log-probs, the terms of the paper's equation 5. The shift convention of the package, stated here once:
 
 the hidden state at position t predicts the token at t+1, and `labels[..., t]` is that token. So hidden states enter
 without their last position, and labels, weights and log-probs all have length T-1 with the same meaning of t.
