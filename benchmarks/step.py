@@ -4,7 +4,8 @@
 
 The same weights, converted, the same batch, the same loss (checked before any timing). `official`: two rows a pair, an
 image for each, all logits, checkpointing, AdamW. `tuned`: one image a pair, logits of the targets alone, nothing
-recomputed, torch.compile where --compile says so. Ours run as they are, XLA with --xla, which the JSON repeats.
+recomputed, torch.compile where --compile says so. Ours run as they are, XLA with --xla, which the JSON repeats. Last, the
+rate of one large matrix product with either library, and how much of it our steps reach.
 """
 
 import os
@@ -19,7 +20,7 @@ import torch_muffin
 from absl import app, flags
 from pairs import SMALL, random_pairs
 
-from rlhfv_jax import losses, optim, sharding, steps
+from rlhfv_jax import flops, losses, optim, sharding, steps
 from rlhfv_jax.data import packing
 from rlhfv_jax.models import vlm
 
@@ -58,6 +59,12 @@ def torch_step(params: Any, batch: Any, name: str) -> Callable[[], float]:
     return step
 
 
+def products(params: Any, batch: Any) -> int:
+    """Operations of the matrix products of loss and gradient."""
+    loss = steps.preference_loss(vlm.Vlm(SMALL), losses.Preference(BETA))
+    return flops.dot_flops(jax.make_jaxpr(jax.grad(lambda p: loss(p, batch)[0]))(params).jaxpr)
+
+
 def jax_step(params: Any, batch: Any) -> Callable[[], float]:
     mesh = sharding.make_mesh(fsdp=1)
     with jax.set_mesh(mesh):
@@ -75,6 +82,19 @@ def jax_step(params: Any, batch: Any) -> Callable[[], float]:
             return float(metrics["loss"])
 
     return step
+
+
+def ceilings(size: int = 2048, calls: int = 9) -> dict[str, float]:
+    """Operations a second of a float32 product of two square matrices, as PyTorch and as XLA do it: medians."""
+    ours = jnp.full((size, size), 0.5)
+    theirs = torch.full((size, size), 0.5)
+    multiply = jax.jit(jnp.matmul)
+    contenders: dict[str, Callable[[], Any]] = {
+        "torch": lambda: theirs @ theirs,
+        "xla": lambda: multiply(ours, ours).block_until_ready(),
+    }
+    seconds = protocol.abba(contenders, calls)
+    return {name: 2 * size**3 / protocol.quartiles(values)["median"] for name, values in seconds.items()}
 
 
 def main(_: list[str]) -> None:
@@ -105,7 +125,10 @@ def main(_: list[str]) -> None:
         for name, found in medians.items()
     ]
     tokens = {"real rows": int(batch.lengths.sum()), "rows": batch.tokens.size, "packed": packed.tokens.size}
-    facts = {"losses": first, "tokens": tokens, "xla": _XLA.value}
+    rates, batches = ceilings(), {"rows": batch, "packed": packed}
+    reached = {name: products(params, batches[name]) / medians[name]["median"] for name in batches if name in medians}
+    print("GF/s:", {name: f"{rate / 1e9:.0f}" for name, rate in (rates | reached).items()})
+    facts = {"losses": first, "tokens": tokens, "xla": _XLA.value, "rates": rates | reached}
     protocol.report(f"one update of {_PAIRS.value} pairs", rows, _OUT.value, **facts)
 
 

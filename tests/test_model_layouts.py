@@ -9,7 +9,7 @@ import pytest
 from conftest import shared
 from torch_weights import TINY_MUFFIN, tiny_muffin
 
-from rlhfv_jax import sharding
+from rlhfv_jax import flops, sharding
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.models import beit3, llama, vlm
 from rlhfv_jax.models.layers import product
@@ -140,3 +140,10 @@ def test_a_products_gradients_are_those_of_jax(x, kernel, inputs, dtype):
         # To the last bit or two of the dtype: the sums are the same, their order is not.
         tolerance = 1e-5 if dtype == "float32" else 1e-2
         np.testing.assert_allclose(ours.astype("float32"), theirs.astype("float32"), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("argument", "products"), [(0, 2), (1, 2), ((0, 1), 3)], ids=["x", "kernel", "both"])
+def test_what_does_not_train_costs_no_product(argument, products):
+    x, kernel = jnp.ones((3, 5, 8)), jnp.ones((8, 6))
+    gradient = jax.grad(lambda x, kernel: jnp.sum(product(x, kernel, 1) ** 2), argument)
+    assert flops.dot_flops(jax.make_jaxpr(gradient)(x, kernel).jaxpr) == products * 2 * x.size * 6

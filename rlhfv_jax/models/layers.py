@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 
 Dtype = Any
 
@@ -66,16 +67,29 @@ def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     return jnp.tensordot(x, kernel, inputs)
 
 
-def _product_gradient(inputs: int, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    rows = x.ndim - inputs
-    outputs = tuple(range(rows, g.ndim)), tuple(range(inputs, kernel.ndim))
-    ins, outs = math.prod(kernel.shape[:inputs]), math.prod(kernel.shape[inputs:])
-    as_matrix = x.reshape(-1, ins).T @ g.reshape(-1, outs)
-    return jax.lax.dot_general(g, kernel, (outputs, ((), ()))), as_matrix.reshape(kernel.shape)
+def _product_forward(x: Any, kernel: Any, inputs: int) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
+    """Keeps of the two what the gradient of the other needs, where the other is differentiated at all."""
+    kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    return product(x.value, kernel.value, inputs), kept
 
 
-product.defvjp(lambda x, kernel, inputs: (product(x, kernel, inputs), (x, kernel)), _product_gradient)
+def _product_gradient(inputs: int, kept: tuple[Any, Any], g: Any) -> tuple[jax.Array | None, jax.Array | None]:
+    x, kernel = kept
+    if isinstance(g, SymbolicZero):
+        return None, None
+    of_x = of_kernel = None
+    if kernel is not None:
+        outputs = kernel.ndim - inputs
+        contract = tuple(range(g.ndim - outputs, g.ndim)), tuple(range(inputs, kernel.ndim))
+        of_x = jax.lax.dot_general(g, kernel, (contract, ((), ())))
+    if x is not None:
+        rows = x.ndim - inputs
+        ins, outs = x.shape[rows:], g.shape[rows:]
+        of_kernel = (x.reshape(-1, math.prod(ins)).T @ g.reshape(-1, math.prod(outs))).reshape(*ins, *outs)
+    return of_x, of_kernel
+
+
+product.defvjp(_product_forward, _product_gradient, symbolic_zeros=True)
 
 
 class RMSNorm(nn.Module):
