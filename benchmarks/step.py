@@ -4,8 +4,8 @@
 
 The same weights, converted, the same batch, the same loss (checked before any timing). `official`: two rows a pair, an
 image for each, all logits, checkpointing, AdamW. `tuned`: one image a pair, logits of the targets alone, nothing
-recomputed, torch.compile where --compile says so. Ours run as they are, XLA with --xla, which the JSON repeats. Last, the
-rate of one large matrix product with either library, and how much of it our steps reach.
+recomputed, torch.compile where --compile says so. Ours run as they are, XLA with --xla, which the JSON repeats. Last,
+the rate of one large matrix product with either library, and how much of it our steps reach.
 """
 
 import os
