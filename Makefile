@@ -7,7 +7,8 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 
 .PHONY: test demo smoke slow long lint docs docs-check wheel dist clean
-# XLA's costly passes are left out here: most of the time is compilation. `make slow` and the demo run with them.
+# XLA's costly passes are left out here and in `make slow`: most of the time is compilation. The miniature's tests, the
+# demo and `make long` run with them.
 test: $(READY)
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow and not long"
 
@@ -18,7 +19,7 @@ smoke: $(READY)
 	$(BIN)/python -m rlhfv_jax.train --config=demo.py:smoke --workdir=runs/smoke $(ARGS)
 
 slow: $(READY)
-	$(PYTEST) -m "slow and not long"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "slow and not long"
 
 long: $(READY)
 	$(PYTEST) -m long

@@ -84,10 +84,21 @@ def config_of(preset):
     return runpy.run_path(str(cli.config_folder() / "demo.py"))["get_config"](preset).to_dict()
 
 
+def environment(cache):
+    """Programs as XLA compiles them for users, even where other tests leave its costly passes out."""
+    jax = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_PLATFORMS": "cpu"}
+    return os.environ | jax
+
+
 def command(folder, cache):
     arguments = [sys.executable, "-m", "rlhfv_jax.train", "--config=demo.py:smoke", f"--workdir={folder}"]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
-    return {"args": arguments, "env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return {
+        "args": arguments,
+        "env": environment(cache),
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -164,11 +175,10 @@ def test_a_second_start_changes_nothing(smoke, cache):
 @pytest.mark.long
 def test_the_loop_of_answers_corrections_and_training_closes_by_its_commands(smoke, cache, tmp_path):
     """docs/loop.md, small: the oracle types into a running server, and what it typed trains the model that answered."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"}
 
     def rlhfv(*given: str) -> str:
         line = [sys.executable, "-m", "rlhfv_jax", *given]
-        done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(line, cwd=tmp_path, env=environment(cache), capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -181,7 +191,7 @@ def test_the_loop_of_answers_corrections_and_training_closes_by_its_commands(smo
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     line = [sys.executable, "-m", "rlhfv_jax", "annotate", "--project=work", f"--port={port}"]
-    server = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(line, cwd=tmp_path, env=environment(cache), stdout=subprocess.DEVNULL)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
