@@ -54,7 +54,8 @@ def export(store: Store, identity: int, project: Project, kind: str, path: Path,
             )
         elif kind == "csv":
             lines = _lines(taken)
-            files, counts = [write(path, _table(lines))], {"rows": len(lines)}
+            rows = sum(max(1, len(row.segments)) for row, _, _ in lines)
+            files, counts = [write(path, _table(lines))], {"rows": rows}
         else:
             files, counts = _spans(taken, project, path)
         counts |= _left_out(every, taken)
