@@ -72,7 +72,7 @@ def test_answers_to_other_questions_and_other_wordings_are_counted(tmp_path):
     ("change", "message"),
     [
         (lambda t: [t / "a.jsonl"], "2 to 9 answer files, found 1"),
-        (lambda t: [t / "a.jsonl", t / "gone.jsonl"], "Cannot read .*gone.jsonl"),
+        (lambda t: [t / "a.jsonl", t / "gone.jsonl"], "The file .*gone.jsonl does not exist"),
         (lambda t: [t / "a.jsonl", answers(t / "b.jsonl", other="x")], "share no question_id"),
         (lambda t: [t / "a.jsonl", t / "a.jsonl"], "Two models are called 'a'"),
         (lambda t: [t / "a.jsonl", lines(t / "b.jsonl", [{"question_id": 1, "text": ""}] * 2)], "line 2.*stands twice"),

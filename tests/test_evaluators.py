@@ -228,7 +228,7 @@ def test_parameters_cut_over_a_mesh_answer_as_whole_ones(finished, configured, a
     ("changes", "says"),
     [
         ({"evals.questions": ("mmhal={folder}/pope.jsonl",)}, "mmhal needs a judge"),
-        ({"evals.questions": ("x={folder}/none.jsonl",)}, "Cannot read the questions"),
+        ({"evals.questions": ("x={folder}/none.jsonl",)}, "none.jsonl does not exist"),
         ({"evals.questions": ("x={folder}/broken.jsonl",)}, "broken.jsonl, question 1: "),
         ({"evals.questions": ("x={folder}/reserved.jsonl",)}, "reserved.jsonl, question 1: "),
         ({"evals.questions": ("x={folder}/surrogate.jsonl",)}, "surrogate.jsonl, question 1: "),

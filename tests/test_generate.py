@@ -168,7 +168,7 @@ def test_the_preset_gives_the_released_codes_answers_and_a_bad_image_costs_no_ot
         ([], "Give the questions as --questions=FILE"),
         (["--questions=q", "--answers=a"], "Give either --checkpoint=PATH or --endpoint=URL"),
         (["--questions=q", "--answers=q", "--checkpoint=c"], "--answers names the file of the questions"),
-        (["--questions=none.jsonl", "--answers=a", "--checkpoint=c"], "Cannot read the questions none.jsonl"),
+        (["--questions=none.jsonl", "--answers=a", "--checkpoint=c"], "The file none.jsonl does not exist"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(arguments, words):

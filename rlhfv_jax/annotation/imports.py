@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.annotation import argilla, assignment, diff, gold, label_studio, tables, works
 from rlhfv_jax.annotation.archive import Archive
 from rlhfv_jax.annotation.pictures import Picture, Pictures
@@ -216,10 +217,7 @@ def archived(path: Path) -> tuple[str, Project] | None:
 
 def _tool(path: Path, form: str) -> tuple[Any, list[Any]] | None:
     """(the module of the tool that a JSON file is from, its rows); None for preference pairs."""
-    try:
-        values = json_value(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read {path} as UTF-8 text ({error}).") from error
+    values = json_value(textfiles.read(path), str(path))
     if not isinstance(values, list):
         values = [values]
     for name, module in TOOLS.items():

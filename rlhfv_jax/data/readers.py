@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.data.records import (
     PreferenceRecord,
     json_object,
@@ -67,10 +68,7 @@ def read_json(path: Path) -> Iterator[PreferenceRecord]:
 
     Raises UserError naming file, row and field.
     """
-    try:
-        values = json_value(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read {path} as UTF-8 text ({error}).") from error
+    values = json_value(textfiles.read(path), str(path))
     if not isinstance(values, list):
         raise UserError(f"{path}: expected a JSON list of records, found {type(values).__name__}.")
     for row, value in enumerate(values):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.errors import UserError
 
 SIDES = ("chosen", "rejected")
@@ -151,13 +152,9 @@ def json_object(text: Any, where: str) -> dict[str, Any]:
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Row numbers (from 0) and texts of the lines that are not blank.
 
-    Raises UserError for a file that is no UTF-8 text.
+    Raises UserError for a file that is not there or no UTF-8 text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read {path} as UTF-8 text ({error}).") from error
-    for row, line in enumerate(lines):
+    for row, line in enumerate(textfiles.read(path).split("\n")):
         if line.strip():
             yield row, line
 

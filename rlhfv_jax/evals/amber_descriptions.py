@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.answers import Answer
 from rlhfv_jax.evals.lemmas import noun_lemma
-from rlhfv_jax.evals.references import find, read_json, read_text
+from rlhfv_jax.evals.references import find, read_json
 from rlhfv_jax.evals.scores import Metric
 from rlhfv_jax.evals.statistics import ratio
 from rlhfv_jax.evals.tagging import Tagger
@@ -55,7 +56,7 @@ def read_words(references: str | Path, source: str) -> Words:
         isinstance(words, list) and all(isinstance(word, str) for word in words) for words in table.values()
     ):
         raise UserError(f"{path}: expected an object from words to lists of words.")
-    safe = read_text(find(references, SAFE_WORDS, source)).split("\n")
+    safe = textfiles.read(find(references, SAFE_WORDS, source)).split("\n")
     return Words(table, frozenset(word for word in safe if word))
 
 

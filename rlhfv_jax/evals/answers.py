@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.errors import UserError
 
 TEXTS = ("text", "answer", "response")
@@ -73,10 +74,7 @@ def read_objects(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     Raises UserError naming the line.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read {path} as UTF-8 text ({error}).") from error
+    text = textfiles.read(path, "utf-8-sig")
     if text.lstrip().startswith("["):
         rows = [(f"{path}, item {i}", value) for i, value in enumerate(_list(text, path))]
     else:

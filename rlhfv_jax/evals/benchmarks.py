@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.endpoint import Request
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals import llava_bench, mhumaneval, mme, mmhal, pope, seed_bench, vqa
 from rlhfv_jax.evals.answers import Answer, AnswerFile, by_question, read_answers, read_objects
 from rlhfv_jax.evals.judge import Judge, Judgment, Parse, judge
-from rlhfv_jax.evals.references import find, read_json, read_text
+from rlhfv_jax.evals.references import find, read_json
 from rlhfv_jax.evals.replies import Replies
 from rlhfv_jax.evals.scores import Scores
 from rlhfv_jax.evals.statistics import compare
@@ -203,7 +204,7 @@ def _judged(requests: Sequence[Request], parse: Parse, name: str, way: Way) -> J
 def _string(path: Path, name: str) -> str:
     """The value of a string constant at the top of a Python file, which is read and never run."""
     try:
-        statements = ast.parse(read_text(path)).body
+        statements = ast.parse(textfiles.read(path)).body
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{path} is not Python ({error}).") from error
     for statement in statements:

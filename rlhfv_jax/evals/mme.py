@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.answers import Answer, by_question
-from rlhfv_jax.evals.references import find, read_text
+from rlhfv_jax.evals.references import find
 from rlhfv_jax.evals.scores import Metric, Scores
 from rlhfv_jax.evals.statistics import interval, ratio, resampled_ratios
 
@@ -40,7 +41,7 @@ def _subtask(references: str | Path, subtask: str) -> list[dict[str, Any]]:
     path = find(references, f"{subtask}.txt", SOURCE)
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(textfiles.read(path).split("\n"), 1):
         if not line.strip():
             continue
         fields = line.rstrip("\r").split("\t")

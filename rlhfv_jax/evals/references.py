@@ -49,11 +49,3 @@ def read_lists(path: Path, fields: Sequence[str]) -> dict[str, Any]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise UserError(f"{path}: expected an object with the list {field!r} of objects.")
     return values
-
-
-def read_text(path: Path) -> str:
-    """The file's text. Raises UserError where it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"Cannot read {path} as UTF-8 text ({error}).") from error

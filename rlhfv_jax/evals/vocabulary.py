@@ -9,9 +9,10 @@ from pathlib import Path
 from nltk.tokenize.destructive import NLTKWordTokenizer
 from punkt import sent_tokenize
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.evals.lemmas import noun_lemma
-from rlhfv_jax.evals.references import find, read_text
+from rlhfv_jax.evals.references import find
 
 
 class _Tokenizer(NLTKWordTokenizer):
@@ -44,7 +45,7 @@ def read_vocabulary(references: str | Path) -> Vocabulary:
     Raises UserError unless it has 80 lines.
     """
     path = find(references, FILE, SOURCE)
-    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    lines = [line for line in textfiles.read(path).splitlines() if line.strip()]
     if len(lines) != 80:
         raise UserError(f"{path}: expected 80 lines, one an object, found {len(lines)}.")
     node: dict[str, str] = {}

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhfv_jax import textfiles
 from rlhfv_jax.errors import UserError
 
 TEXTS = ("prompt", "text", "question")  # the question's field: ours, LLaVA-Bench's, the others'
@@ -74,11 +75,8 @@ def read(path: str | Path, image_dir: str | Path | None = None) -> Questions:
     Raises UserError, naming file and row, where a row is damaged, lacks a field or repeats a question_id.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the questions {path} as UTF-8 text ({error}).") from error
+    data = textfiles.read_bytes(path)
+    text = textfiles.decoded(data, path, "utf-8-sig")
     folder = Path(image_dir) if image_dir else path.parent
     if not folder.is_dir():
         raise UserError(f"There is no folder of images {folder}.")
