@@ -1,5 +1,6 @@
 """Projects to other tools, to an archive, and back: nothing is lost, and what is unusable is named."""
 
+import csv
 import io
 import json
 import subprocess
@@ -75,7 +76,10 @@ def test_an_archive_imported_into_a_new_directory_exports_the_same_bytes(seed, k
                 target = store.folder / "out" / form
                 target.mkdir(parents=True)
                 try:
-                    export(store, kind, form, target / file)
+                    counts = export(store, kind, form, target / file)["counts"]
+                    if form == "csv":
+                        with (target / file).open(encoding="utf-8", newline="") as table:
+                            assert counts["rows"] == sum(1 for _ in csv.DictReader(table))
                 except UserError as error:  # nothing finished, or nothing corrected
                     made.append(str(error))
                 else:
