@@ -114,6 +114,7 @@ def _pairs(
             "No answer that counts was corrected, so there is no pair to train on"
             + (f" (items left out: {left})." if left else ".")
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "parquet":
         write_parquet(
             records,

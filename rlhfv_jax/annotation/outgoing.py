@@ -83,12 +83,13 @@ def tfds_build(path: Path, parquet: Callable[[Path], dict[str, int]]) -> tuple[l
 
 
 def whole(path: Path, fill: Callable[[Path], Any]) -> Path:
-    """Has a file filled under a temporary name, waits for the disk, renames.
+    """Has a file filled under a temporary name, waits for the disk, renames; its folder is made where there is none.
 
     Raises UserError where it cannot be written.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         fill(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
