@@ -3,11 +3,16 @@
     python benchmarks/annotate.py --out=annotate.json
 
 The server is the program in a process of its own, on this machine's disk. The client is one thread of plain sockets,
-so that it takes little from the server. Each save carries a full answer with its segments; the server computes them
-anew. Afterwards the store is compared with what was sent: nothing may be lost, and nobody's text with anybody else.
+so that it takes little from the server. Each save carries a full answer; the server computes its segments anew.
+Afterwards the store is compared with what was sent: nothing may be lost, and nobody's text with anybody else.
+
+The same load then meets a bare server, for what this machine asks for a save at least: uvicorn and the store's writer,
+without a framework, people, checks or a diff, which reads the JSON and commits its text as one row.
 """
 
+import asyncio
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -20,9 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from absl import app, flags
 from PIL import Image
 
@@ -34,6 +41,7 @@ _SECONDS = flags.DEFINE_integer("seconds", 60, "How long they work.")
 _EVERY = flags.DEFINE_float("every", 1.0, "Seconds between two saves of an annotator.")
 _PORT = flags.DEFINE_integer("port", 8399, "The server's port.")
 _OUT = flags.DEFINE_string("out", "", "A JSON file to write.")
+_BARE = flags.DEFINE_string("bare", "", "Be the bare server over a store in this folder.")
 
 ANSWER = (  # 64 words, as the paper's answers have on average
     "The image shows a red double-decker bus parked on the right side of a wide street. Three people are standing next "
@@ -164,36 +172,79 @@ def check(folder: Path, annotators: list[Annotator]) -> None:
     connection.close()
 
 
+def serve_bare(folder: str) -> None:
+    """An ASGI application that commits a PUT's text as one row, and answers everything as the client needs it."""
+    store = Store(folder)
+    store.write(lambda c: c.execute("CREATE TABLE bare(text TEXT)") and None)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            for name in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{name}.complete"})
+            return
+        reply = {"item": 0, "rev": 0}
+        if scope["method"] == "PUT":
+            text = json.loads((await receive())["body"])["corrected"]
+            commit = store.submit(lambda c: c.execute("INSERT INTO bare VALUES (?)", (text,)).lastrowid)
+            reply["rev"] = await asyncio.wrap_future(commit)
+        body = json.dumps(reply).encode()
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    print("Serving", flush=True)
+    uvicorn.run(application, port=_PORT.value, log_level="warning", access_log=False, server_header=False)
+
+
+@contextlib.contextmanager
+def served(*line: str) -> Iterator[int]:
+    """The process of a server that answers on the port."""
+    server = subprocess.Popen([sys.executable, *line, f"--port={_PORT.value}"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        server.stdout.readline()
+        for _attempt in range(200):
+            try:
+                socket.create_connection(("127.0.0.1", _PORT.value)).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield server.pid
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def measure(pid: int, annotators: list[Annotator]) -> tuple[float, float, list[float]]:
+    """CPU milliseconds per save of the server and of the client, and the sorted waiting times in seconds."""
+    work(annotators, 2)
+    before, own = cpu_seconds(pid), time.process_time()
+    waits = sorted(work(annotators, _SECONDS.value))
+    spent, own = cpu_seconds(pid) - before, time.process_time() - own
+    return 1000 * spent / len(waits), 1000 * own / len(waits), waits
+
+
 def main(_: list[str]) -> None:
+    if _BARE.value:
+        serve_bare(_BARE.value)
+        return
     with tempfile.TemporaryDirectory(prefix="annotate-", dir=os.environ.get("TMPDIR")) as name:
-        folder = Path(name)
+        folder = Path(name) / "project"
         tokens = prepare(folder)
-        line = [sys.executable, "-m", "rlhfv_jax.annotate", f"--project={folder}", f"--port={_PORT.value}"]
-        server = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout is not None
-            server.stdout.readline()
-            for _attempt in range(200):
-                try:
-                    socket.create_connection(("127.0.0.1", _PORT.value)).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
+        with served("-m", "rlhfv_jax.annotate", f"--project={folder}") as pid:
             annotators = [Annotator(i, token, _PORT.value) for i, token in enumerate(tokens)]
-            work(annotators, 2)
-            before, own = cpu_seconds(server.pid), time.process_time()
-            waits = sorted(work(annotators, _SECONDS.value))
-            spent, own = cpu_seconds(server.pid) - before, time.process_time() - own
-        finally:
-            server.terminate()
-            server.wait()
+            spent, own, waits = measure(pid, annotators)
         check(folder, annotators)
+        with served(__file__, f"--bare={Path(name) / 'bare'}") as pid:
+            bare, _own, _waits = measure(pid, [Annotator(i, token, _PORT.value) for i, token in enumerate(tokens)])
     points = statistics.quantiles(waits, n=100, method="inclusive")
     values = {
         "people": _PEOPLE.value,
         "saves": len(waits),
-        "server_cpu_ms_per_save": 1000 * spent / len(waits),
-        "client_cpu_ms_per_save": 1000 * own / len(waits),
+        "server_cpu_ms_per_save": spent,
+        "bare_cpu_ms_per_save": bare,
+        "client_cpu_ms_per_save": own,
         "wait_ms": {
             "p50": 1000 * points[49],
             "p95": 1000 * points[94],

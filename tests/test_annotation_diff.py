@@ -96,3 +96,13 @@ def test_python_and_javascript_agree_on_4000_texts(tmp_path):
     ours = [[list(s) for s in diff.segments(a, b, c)] for (a, b, _), c in zip(cases, cuts, strict=True)]
     assert json.loads(run.stdout) == ours
     assert sum(map(len, ours)) > 4000
+
+
+def test_text_of_ascii_alone_has_the_words_of_any_other():
+    """The quick pattern against the full one, on every pair of signs between letters or digits and on random texts."""
+    signs = [chr(k) for k in range(128)]
+    texts = [f"a{x}{y}b 1{x}{y}2" for x in signs for y in signs]
+    chance = random.Random(0)
+    texts += ["".join(chance.choices(signs + list("ab12.,'-") * 20, k=60)) for _ in range(2000)]
+    assert {diff.tokens("a" + text) == [m.span() for m in diff._TOKEN.finditer("a" + text)] for text in texts} == {True}
+    assert len({len(diff.tokens(text)) for text in texts}) > 20

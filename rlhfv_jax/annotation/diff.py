@@ -7,6 +7,7 @@ where a record has annotated segments.
 
 import functools
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +28,10 @@ PATTERN = (
     rf"|\p{{Regional_Indicator}}{{2}}|{_SIGN}(?:\u200d{_SIGN})*"
 )
 _TOKEN = regex.compile(PATTERN)
+_ASCII_RUN = "[A-Za-z0-9_]+"
+_ASCII_TOKEN = re.compile(  # the same for text of ASCII alone, where the standard library is four times as fast
+    rf"{_ASCII_RUN}(?:(?:['-]|(?<=[0-9])[.,](?=[0-9])){_ASCII_RUN})*|[^\x09-\x0d\x1c-\x20]"
+)
 _WORD = regex.compile(r"[\p{L}\p{N}]")
 SENTENCE_ENDS = frozenset(".!?…。！？")
 MERGE_OVER = 1  # words between two changes that still make them one
@@ -64,7 +69,8 @@ def tokens(text: str) -> list[tuple[int, int]]:
     >>> [text[a:b] for text in ["A well-kept 3.5 m bus."] for a, b in tokens(text)]
     ['A', 'well-kept', '3.5', 'm', 'bus', '.']
     """
-    return [match.span() for match in _TOKEN.finditer(text)]
+    pattern = _ASCII_TOKEN if text.isascii() else _TOKEN
+    return [match.span() for match in pattern.finditer(text)]
 
 
 @functools.lru_cache(maxsize=1024)
