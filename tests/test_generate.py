@@ -66,6 +66,9 @@ def test_every_published_layout_gives_the_same_question(tmp_path):
         (tmp_path / file).write_text(json.dumps(value))
         [found] = questions.read(tmp_path / file).rows
         assert (found.id, found.text, found.image_id, found.image_bytes()) == (5, "What?", 42, data), file
+    del rows["vqa.json"]["data_subtype"]
+    (tmp_path / "vqa.json").write_text(json.dumps(rows["vqa.json"]))
+    assert questions.read(tmp_path / "vqa.json").rows[0].image == tmp_path / "000000000042.jpg"
 
 
 def test_the_questions_of_llava_bench_and_mmhal_are_read_whole(tmp_path):
@@ -158,7 +161,7 @@ def test_the_preset_gives_the_released_codes_answers_and_a_bad_image_costs_no_ot
     assert [mended[i] for i in (0, 2, 3, 4)] == [found[i] for i in (0, 2, 3, 4)] and mended[1]["text"]
 
     other = generate(*arguments, "--num_beams=1")
-    assert other.returncode == 1 and "holds answers of another run: settings was" in other.stderr
+    assert other.returncode == 1 and "holds answers of another run: num_beams was 3 and is 1;" in other.stderr
     assert lines(tmp_path / "a.jsonl") == mended
 
 

@@ -170,7 +170,7 @@ def _vqa_rows(whole: Mapping[str, Any], path: Path, folder: Path) -> list[tuple[
         image = values.get("image_id")
         if type(image) is not int:
             raise UserError(f"{where}, image_id: expected a whole number, found {image!r}.")
-        names = (f"COCO_{subtype}_{image:012d}.jpg", f"{image:012d}.jpg")
+        names = [f"COCO_{subtype}_{image:012d}.jpg"] * bool(subtype) + [f"{image:012d}.jpg"]
         file = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
         identity = _identifier(values, "question_id", where)
         rows.append((where, Question(identity, _text(values, "question", where), file, image)))
