@@ -1,5 +1,6 @@
 """What a correction will weigh in training, by the very function the loader uses."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ def weights(
 ) -> dict[str, Any]:
     """For chosen and rejected the answer's tokens as [(text, weight)], and what carries no weight.
 
+    Tokens of the same characters (an emoji's bytes, a lone space marker and the word after it) are one piece.
     `unweighted` are segments (by place) that no token spells; `released_unweighted` those that the released script,
     which only looks at replaced words, would leave at weight 1. Raises UserError as the loader does.
     """
@@ -45,11 +47,9 @@ def weights(
     for k, (name, text) in enumerate(zip(SIDES, (corrected, response), strict=True)):
         row = ours.rows[k]
         at = row.answer.start
-        pieces = [
-            [text[a:b], float(w)]
-            for (a, b), w in zip(row.spans, ours.weights[k][at - 1 : row.answer.stop - 1].tolist(), strict=True)
-        ]
-        values[name] = pieces
+        tokens = zip(row.spans, ours.weights[k][at - 1 : row.answer.stop - 1].tolist(), strict=True)
+        groups = itertools.groupby(tokens, key=lambda token: token[0])
+        values[name] = [[text[a:b], max(weight for _, weight in group)] for (a, b), group in groups]
         marked[name] = [
             np.flatnonzero(
                 (w[at - 1 : row.answer.stop - 1] == gamma) & (row.labels[at - 1 : row.answer.stop - 1] != IGNORE)
