@@ -48,6 +48,14 @@ def coco_records() -> list[sources.PreferenceRecord]:
     return sources.read(shared("data/coco_pairs/pairs.jsonl"))
 
 
+@pytest.fixture(scope="session")
+def programs(pytestconfig, tmp_path_factory) -> Path:
+    """Where training programs that tests start keep what they compile, from one test run to the next (the slow tests
+    use what the default run compiled); `pytest --cache-clear` empties it."""
+    kept = getattr(pytestconfig, "cache", None)
+    return kept.mkdir("programs") if kept else tmp_path_factory.mktemp("programs")
+
+
 SMALL_RUN = {  # changes to ddpo.py:mini, by dotted key
     "mesh.fsdp": 1,
     "optim.batch_size": 4,

@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def start(coco_records, tmp_path_factory):
+def start(coco_records, programs, tmp_path_factory):
     """Starts a run of so many processes on 24 pairs of real photos, of one device each."""
     folder = tmp_path_factory.mktemp("processes")
     sources.write_parquet(coco_records[::5][:24], folder / "pairs.parquet")
@@ -49,7 +49,7 @@ def start(coco_records, tmp_path_factory):
         f"--config.tokenizer={shared('data/stories260K/tok512.model')}",
         *(f"--config.{name}={value}" for name, value in OPTIONS.items()),
     ]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(programs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment = os.environ | cache | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
     def begin(count: int, workdir: Path, *extra: str) -> list[subprocess.Popen]:

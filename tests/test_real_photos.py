@@ -32,8 +32,9 @@ def test_no_photo_is_on_both_sides_of_the_split(script, data, tmp_path):
     assert not {record.image for record in train} & {record.image for record in held}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["ddpo", "dpo"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("ddpo", marks=pytest.mark.slow), pytest.param("dpo", marks=pytest.mark.long)]
+)
 def test_loss_falls_from_ln_2_training_pairs_are_told_apart_and_a_repeat_is_bitwise_equal(
     script, data, tmp_path, method
 ):

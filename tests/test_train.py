@@ -41,11 +41,10 @@ def parquet(tmp_path_factory, coco_records) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(parquet, tmp_path_factory):
+def command(parquet, programs):
     """Builds the command line and the environment; all processes of this file share one compilation cache."""
-    cache = str(tmp_path_factory.mktemp("compiled"))
     environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
     }
