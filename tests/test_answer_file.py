@@ -58,6 +58,8 @@ def test_answers_of_another_run_are_refused_by_name_and_left_alone(tmp_path):
     (tmp_path / "b.manifest.json").write_text('{"settings": {"beams": 2, "seed": 0}}')
     with pytest.raises(UserError, match="seed was 0 and is 1;"):
         AnswerFile(tmp_path / "b", {"settings": {"beams": 2, "seed": 1}}, ["1"])
+    with pytest.raises(UserError, match="limit was None and is None;"):  # a setting that the older run did not have
+        AnswerFile(tmp_path / "b", {"settings": {"beams": 2, "seed": 0, "limit": None}}, ["1"])
     with pytest.raises(UserError, match="without its"):
         AnswerFile(path, FACTS, IDS)
     assert path.read_bytes() == before

@@ -110,9 +110,10 @@ def _claim(path: Path, manifest: Path, facts: Mapping[str, Any]) -> None:
     if not isinstance(stored, dict):
         raise UserError(f"{manifest} is damaged (no JSON object); remove it together with {path}.")
     if other := sorted(name for name in stored.keys() | facts if stored.get(name) != facts.get(name)):
-        was, now, name = stored.get(other[0]), facts.get(other[0]), other[0]
+        name = other[0]
+        was, now = stored.get(name), facts.get(name)
         if isinstance(was, dict) and isinstance(now, dict):
-            name = min(key for key in was.keys() | now if was.get(key) != now.get(key))
+            name = min(key for key in was.keys() | now if was.get(key, ...) != now.get(key, ...))
             was, now = was.get(name), now.get(name)
         raise UserError(
             f"{path} holds answers of another run: {name} was {was!r} and is {now!r}; "

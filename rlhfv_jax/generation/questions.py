@@ -162,7 +162,8 @@ def _image(values: Mapping[str, Any], where: str, folder: Path) -> Path | str | 
 def _vqa_rows(whole: Mapping[str, Any], path: Path, folder: Path) -> list[tuple[str, Question]]:
     if not isinstance(whole["questions"], list):
         raise UserError(f"{path}, questions: expected a list, as VQAv2's official file has it.")
-    subtype, rows = str(whole.get("data_subtype", "")), []
+    subtype = str(whole.get("data_subtype", ""))
+    prefixes, rows = (f"COCO_{subtype}_", "") if subtype else ("",), []
     for row, values in enumerate(whole["questions"]):
         where = f"{path}, question {row}"
         if not isinstance(values, dict):
@@ -170,7 +171,7 @@ def _vqa_rows(whole: Mapping[str, Any], path: Path, folder: Path) -> list[tuple[
         image = values.get("image_id")
         if type(image) is not int:
             raise UserError(f"{where}, image_id: expected a whole number, found {image!r}.")
-        names = [f"COCO_{subtype}_{image:012d}.jpg"] * bool(subtype) + [f"{image:012d}.jpg"]
+        names = [f"{prefix}{image:012d}.jpg" for prefix in prefixes]
         file = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
         identity = _identifier(values, "question_id", where)
         rows.append((where, Question(identity, _text(values, "question", where), file, image)))
