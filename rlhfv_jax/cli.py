@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from logging import getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -99,6 +100,9 @@ def _guarded(main: Callable[[], None], interrupted: str) -> None:
 
 def _fail(message: str, status: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
+    # Of many reads of a damaged checkpoint the first that fails is told; asyncio would list the others as they end.
+    getLogger("asyncio").disabled = True
+    sys.unraisablehook = lambda _: None
     sys.exit(status)
 
 

@@ -62,6 +62,8 @@ def train(
     log = _Log(writer, pairs_per_step, check_first, ideal)
     shown = jax.process_index() == 0
     with Reporter("train", steps, done=start, shown=shown) as reporter, trace or Trace(range(0), Path()) as trace:
+        if start >= steps:
+            reporter.update(start, "nothing left to do")
         for index in range(start, steps):
             with trace.step(index, state):
                 with log.clock.waiting("input"):

@@ -105,6 +105,26 @@ cli.run(main, "", (), interrupted={told!r})
     assert result.returncode == 130 and result.stderr == sentence
 
 
+def test_reads_that_fail_beside_the_one_that_is_told_say_nothing():
+    code = """
+import asyncio
+from rlhfv_jax import cli
+from rlhfv_jax.errors import UserError
+def main():
+    loop = asyncio.new_event_loop()
+    kept.append(loop.create_future())
+    kept[0].set_exception(ValueError("one more"))
+    kept.append(Ends())
+    raise UserError("It is damaged.")
+class Ends:
+    def __del__(self): raise RuntimeError("Event loop is closed")
+kept = []
+cli.run(main, "", ())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1 and result.stderr == "error: It is damaged.\n"
+
+
 def test_help_names_the_flags_the_files_and_an_example():
     result = train("--help")
     assert result.returncode == 0

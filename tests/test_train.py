@@ -58,9 +58,11 @@ def command(parquet, programs):
     return build
 
 
-def run(command: dict, timeout: float = 300) -> None:
+def run(command: dict, timeout: float = 300) -> str:
+    """Runs it to success; returns what it wrote on stderr."""
     result = subprocess.run(**command, timeout=timeout)
     assert result.returncode == 0, result.stderr
+    return result.stderr
 
 
 def comparable(workdir: Path) -> list[dict]:
@@ -214,9 +216,9 @@ def test_programs_are_kept_beside_the_run_and_where_the_config_says(tmp_path):
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_a_finished_run_started_again_adds_nothing(finished, command):
+def test_a_finished_run_started_again_says_so_and_adds_nothing(finished, command):
     before = (finished / "metrics.jsonl").read_bytes()
-    run(command(finished))
+    assert "nothing left to do" in run(command(finished))
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 

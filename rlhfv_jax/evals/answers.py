@@ -45,7 +45,7 @@ def read_answers(path: str | Path) -> AnswerFile:
     """
     answers, failed, seen = [], [], set()
     for where, values in read_objects(path):
-        identity = identifier(values, "question_id" if "question_id" in values else "id", where)
+        identity = identifier(values, "id" if "id" in values and "question_id" not in values else "question_id", where)
         if identity in seen:
             raise UserError(f"{where}: question_id {identity!r} stands twice; expected one answer a question.")
         seen.add(identity)
