@@ -1,5 +1,6 @@
 """Metrics of a run: one JSON line a step, TensorBoard events, and what a person sees while it goes."""
 
+import importlib
 import json
 import math
 import os
@@ -11,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from rlhfv_jax.errors import UserError
 
@@ -38,7 +38,7 @@ class MetricsWriter:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(temporary, self.path)
         self._file = self.path.open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start, write_to_disk=True)
+        self._events = _tensorboardx().SummaryWriter(str(workdir / "tensorboard"), purge_step=start, write_to_disk=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line. Raises UserError on a loss that is not finite: nothing after it can be right."""
@@ -70,6 +70,16 @@ class MetricsWriter:
             self.flush()
             self._file.close()
             self._events.close()
+
+
+def _tensorboardx() -> Any:
+    """tensorboardX, kept from importing PyTorch where that is installed: two seconds and 200 MB for no use here."""
+    absent = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type]  # None: importing it fails
+    try:
+        return importlib.import_module("tensorboardX")
+    finally:
+        if absent:
+            del sys.modules["torch"]
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def test_answers_to_other_questions_and_other_wordings_are_counted(tmp_path):
         (lambda t: [t / "a.jsonl", answers(t / "b.jsonl", other="x")], "share no question_id"),
         (lambda t: [t / "a.jsonl", t / "a.jsonl"], "Two models are called 'a'"),
         (lambda t: [t / "a.jsonl", lines(t / "b.jsonl", [{"question_id": 1, "text": ""}] * 2)], "line 2.*stands twice"),
-        (lambda t: [t / "a.jsonl", lines(t / "b.jsonl", [{"text": ""}])], "line 1, question_id: expected a number or text"),
+        (lambda t: [t / "a.jsonl", lines(t / "b.jsonl", [{"text": ""}])], "line 1, question_id: expected a number"),
         (lambda t: [t / "a.jsonl", answers(t / "tie.jsonl", x="x")], "is not 'tie'"),
     ],
 )

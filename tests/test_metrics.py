@@ -3,6 +3,8 @@
 import json
 import math
 import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -125,3 +127,22 @@ def test_progress_without_a_terminal_is_plain_lines(capsys):
         reporter.update(50, "loss 0.5")
         reporter.update(100)
     assert capsys.readouterr().err == "training: 50/100 steps  loss 0.5\ntraining: 100/100 steps\n"
+
+
+def test_programs_do_not_load_pytorch_for_tensorboard(tmp_path):
+    pytest.importorskip("torch")
+    code = f"""
+import sys
+from pathlib import Path
+import rlhfv_jax.train
+from rlhfv_jax.metrics import MetricsWriter
+writer = MetricsWriter(Path({str(tmp_path)!r}))
+writer.write(0, {{"loss": 1.0}})
+writer.close()
+assert "torch" not in sys.modules
+import torch
+assert torch.ones(2).sum() == 2
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
