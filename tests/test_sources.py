@@ -268,8 +268,8 @@ def test_a_column_of_another_type_is_refused(tmp_path):
         ("pairs.jsonl", b"", "has no rows"),
         ("pairs.jsonl", b"\n \n", "has no rows"),
         ("pairs.jsonl", b"\xff\xfe{}", "UTF-8"),
-        ("pairs.csv", b"question,chosen", "expected a .parquet or .jsonl file"),
-        ("pairs", b"", "expected a .parquet or .jsonl file"),
+        ("pairs.csv", b"question,chosen", "expected preference pairs as .parquet, .jsonl, .json, .tsv or a folder"),
+        ("pairs", b"", "expected preference pairs as .parquet, .jsonl, .json, .tsv or a folder"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path, name, content, part):
@@ -277,7 +277,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, name, content, part):
     assert part in refusal(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["pairs.parquet", "pairs.jsonl"])
+@pytest.mark.parametrize("name", ["pairs.parquet", "pairs.jsonl", "tfds"])
 def test_a_missing_file_is_refused(tmp_path, name):
     assert "does not exist" in refusal(tmp_path / name)
 

@@ -55,10 +55,10 @@ def read(path: str | Path, origins: Sequence[str] = (), count: int = 0) -> list[
 
 
 def _read_file(path: Path) -> list[PreferenceRecord]:
-    if path.suffix not in READERS:
-        raise UserError(f"Cannot read {path}: expected a .parquet or .jsonl file of preference pairs.")
     if not path.is_file():
         raise UserError(f"The data file {path} does not exist.")
+    if path.suffix not in READERS:
+        raise UserError(f"Cannot read {path}: expected preference pairs as {', '.join(READERS)} or a folder.")
     segments = read_segments(segments_path(path))
     records = [with_segments(record, segments.pop(record.id, None)) for record in READERS[path.suffix](path)]
     if not records:

@@ -33,10 +33,10 @@ def read(path: str | Path, origins: Sequence[str] = (), count: int = 0) -> list[
         records = vqa_v2.read(path)
     else:
         readers = {".jsonl": _read_jsonl, ".tsv": _read_tsv}
-        if path.suffix not in readers:
-            raise UserError(f"Cannot read {path}: expected a .jsonl or .tsv file of answered questions.")
         if not path.is_file():
             raise UserError(f"The data file {path} does not exist.")
+        if path.suffix not in readers:
+            raise UserError(f"Cannot read {path}: expected a .jsonl or .tsv file of answered questions, or a folder.")
         records = list(readers[path.suffix](path))
     if not records:
         raise UserError(f"The data file {path} has no rows.")
