@@ -203,17 +203,20 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_metrics_and_parameter
 
 
 def test_programs_are_kept_beside_the_run_and_where_the_config_says(tmp_path):
-    before = jax.config.jax_compilation_cache_dir
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
     try:
         for setting, found in (("auto", tmp_path / "compiled"), ("", None), (f"{tmp_path}/mine", tmp_path / "mine")):
             jax.config.update("jax_compilation_cache_dir", None)
             compilation.keep_programs(setting, tmp_path / "run")
             assert jax.config.jax_compilation_cache_dir == (str(found) if found else None)
+            assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.0
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
         compilation.keep_programs("auto", tmp_path / "run")
         assert jax.config.jax_compilation_cache_dir == "elsewhere"
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def test_a_finished_run_started_again_says_so_and_adds_nothing(finished, command):

@@ -96,9 +96,6 @@ def _world(demo: recipe.Demo, config: Mapping[str, Any], folder: Path) -> World:
     folder.mkdir(parents=True, exist_ok=True)
     experiment.check_same_config(folder, config, recipe.FREE_KEYS)
     experiment.write_json(folder / "config.json", config)
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        # The alignment runs differ in data and share their programs; a second process finds them too.
-        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     tokenizer = words.train_tokenizer()
     sizes = settings.with_vocabulary(demo.model, tokenizer.vocab_size, tokenizer.image_token)
     model = vlm.Vlm(sizes)
