@@ -1,11 +1,15 @@
 """Shared by all tests: eight simulated devices, where the fixtures lie, one small model compiled once a session."""
 
+import os
 from pathlib import Path
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1" and jax.__version_info__ < (0, 11):
+    # `make test` leaves out XLA's costly passes. This one takes a third of what is left; later versions always have it.
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
 
 from rlhfv_jax import cli  # noqa: E402
 from rlhfv_jax.data import sources  # noqa: E402

@@ -87,7 +87,7 @@ def config_of(preset):
 def environment(cache):
     """Programs as XLA compiles them for users, even where other tests leave its costly passes out."""
     jax = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | jax | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_PLATFORMS": "cpu"}
+    return os.environ | jax | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
 
 def command(folder, cache):
