@@ -231,6 +231,10 @@ def test_an_index_alone_is_checked_by_its_names(original, tmp_path):
     listed = torch_files.open_tensors(tmp_path).shapes
     assert set(listed.values()) == {None}
     assert sizes.plan(listed, hints).config == TINY_MUFFIN
+    released = {"mm_vision_tower": "beit3_large_patch16_448"}
+    from_config = sizes.hints_from_config(json.loads((tmp_path / "config.json").read_text()) | released, {}, FORM)
+    with pytest.raises(UserError, match=r"The shape of \S+B\.weight is not known, and with it the size query_pos"):
+        sizes.plan(listed, from_config)
     fewer = {name: shape for name, shape in listed.items() if name != "model.norm.weight"}
     with pytest.raises(UserError, match=r"model\.norm\.weight is missing"):
         sizes.plan(fewer, hints)

@@ -74,6 +74,10 @@ def test_a_dry_run_needs_neither_weights_nor_destination(keys, tmp_path):
         ({"model": "muffin_13b"}, "is missing (expected (1024,))"),
         ({"tokenizer": "none.model"}, "Cannot read the tokenizer none.model"),
         ({"tower_heads": 0}, "give it as --tower_heads"),
+        ({"tower_heads": 5}, "tower's width 64 cannot be cut into 5 attention heads: give another --tower_heads"),
+        ({"heads": 7}, "model's width 24 cannot be cut into 7 attention heads: give another --heads"),
+        ({"ignore": ("a[",)}, "--ignore=a[ is no regular expression: unterminated character set"),
+        ({"model": "llava15_7b"}, "is a muffin by the names of its tensors, and --model=llava15_7b a llava15"),
         ({"tower": "none.pth"}, "There is no checkpoint at none.pth"),
     ],
 )
@@ -102,6 +106,8 @@ def test_a_checkpoint_without_a_tokenizer_says_how_to_give_one(tmp_path, source)
     [
         ("pytorch_model.bin", b"PK\x03\x04 no archive", "as PyTorch weights"),
         ("model.safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "as PyTorch weights"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("pytorch_model.bin", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ("model.safetensors.index.json", b"{}", "has no weight_map"),
         ("model.safetensors.index.json", b"[1]", "is not a JSON object"),
         ("model.safetensors.index.json", b"{", "Cannot read"),

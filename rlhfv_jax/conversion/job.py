@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhfv_jax import adapters, checkpoint, settings
 from rlhfv_jax.conversion import layouts, sizes, to_orbax, to_torch, tokenizer_files, torch_files, verify
-from rlhfv_jax.conversion.layout import Config, Hints
+from rlhfv_jax.conversion.layout import Config, Hints, Layout
 from rlhfv_jax.conversion.llama2c import NORM_EPS, Llama2c, is_llama2c
 from rlhfv_jax.conversion.sizes import Plan
 from rlhfv_jax.conversion.torch_files import Tensors
@@ -140,6 +140,7 @@ def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
             raise UserError(f"--model={options.model} is not known; choose one of {', '.join(NAMED)}.")
         given = sizes.plan_of(NAMED[options.model]()).sizes | given
     if is_llama2c(source):
+        _check_family(layouts.LLAMA_ALONE, options)
         small = Llama2c(source)
         return small, Hints(small.sizes | given, norm_eps=NORM_EPS)
     tensors = torch_files.open_tensors(source)
@@ -153,6 +154,7 @@ def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
         tower = torch_files.open_tensors(Path(options.tower))
         layout = layouts.of_tower(tower.shapes, layout)
         tensors, changed = layout.with_tower(tensors, tower, options.queries, options.seed)
+    _check_family(layout, options)
     layout.check(tensors)
     hints = sizes.hints_from_config(config, given, layout)
     known = {size: length + changed.get(size, 0) for size, length in hints.sizes.items()}
@@ -160,6 +162,14 @@ def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
         tensors, resized = layout.resized(tensors, options.image_size)
         known |= resized
     return tensors, dataclasses.replace(hints, sizes=known)
+
+
+def _check_family(found: Layout, options: Options) -> None:
+    """Raises UserError where --model names a model of another family: its sizes may well be those of a part."""
+    if options.model and (wanted := layouts.of_config(NAMED[options.model]())).family != found.family:
+        raise UserError(
+            f"{options.src} is a {found.name} by the names of its tensors, and --model={options.model} a {wanted.name}."
+        )
 
 
 def _config_beside(source: Path) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class Muffin(Layout):
             tower = beit3.SIZES[named.group(1)](int(named.group(3)))
             sizes |= {"tower_layers": tower.layers, "tower_width": tower.width, "tower_heads": tower.heads}
             sizes |= {"tower_ffn": tower.ffn, "image_positions": tower.patches + 3, "patch_x": int(named.group(2))}
+            sizes["patch_y"] = sizes["patch_x"]
         return sizes
 
     def derived(self, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -52,10 +52,17 @@ def plan_of(config: Config, name: str = "") -> Plan:
 
 def set_aside(shapes: Shapes, layout: Layout, extra: Iterable[str] = ()) -> tuple[Shapes, list[str]]:
     """The tensors without, and the names of, those that stand on the ignore list or match an `extra` pattern."""
-    patterns = [re.compile(pattern) for pattern in (*layout.ignored, *extra)]
+    patterns = [_expression(pattern) for pattern in (*layout.ignored, *extra)]
     ignored = [name for name in shapes if any(pattern.fullmatch(name) for pattern in patterns)]
     aside = set(ignored)
     return {name: shape for name, shape in shapes.items() if name not in aside}, ignored
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--ignore={pattern} is no regular expression: {error}.") from error
 
 
 def check(shapes: Shapes, entries: Sequence[Entry], sizes: Mapping[str, int]) -> list[str]:
@@ -103,6 +110,11 @@ def _infer(
     wanted |= {entry.stack for entry in entries if entry.stack}
     if missing := sorted(wanted - sizes.keys()):
         tell = [entry for entry in entries if entry.stack == missing[0] or (missing[0],) in axes(entry.axes)[0]]
+        if any(shape is None and tell[0].pattern.fullmatch(name) for name, shape in shapes.items()):
+            raise UserError(
+                f"The shape of {tell[0].name} is not known, and with it the size {missing[0]}: give the shards, a list "
+                "with shapes, or --model."
+            )
         raise UserError(f"The checkpoint does not fit: {tell[0].name} is missing, and with it the size {missing[0]}.")
     return {name: length for name, length in sizes.items() if " " not in name}
 
@@ -117,8 +129,8 @@ def _split_heads(sizes: dict[str, int], head: int | None, layout: Layout) -> Non
     """Fills in heads and head sizes, which only ever appear multiplied."""
     if "width" in sizes:
         if "heads" in sizes:
-            head = sizes["width"] // sizes["heads"]
-        if head is None or head < 1 or sizes["width"] % head or sizes["width"] % sizes.get("heads", 1):
+            head = _head_size("language model", sizes["width"], sizes["heads"], "--heads")
+        if head is None or head < 1 or sizes["width"] % head:
             raise UserError(
                 f"The number of attention heads of the language model (width {sizes['width']}) cannot be told from "
                 "shapes: give it as --heads."
@@ -130,12 +142,18 @@ def _split_heads(sizes: dict[str, int], head: int | None, layout: Layout) -> Non
         width = sizes["tower_width"]
         if "tower_heads" not in sizes and layout.tower_heads(width):
             sizes["tower_heads"] = layout.tower_heads(width)
-        if "tower_heads" not in sizes or width % sizes["tower_heads"]:
+        if "tower_heads" not in sizes:
             raise UserError(
                 f"The number of attention heads of the vision tower (width {width}) cannot be told from shapes: give "
                 "it as --tower_heads."
             )
-        sizes["tower_head"] = width // sizes["tower_heads"]
+        sizes["tower_head"] = _head_size("vision tower", width, sizes["tower_heads"], "--tower_heads")
+
+
+def _head_size(part: str, width: int, heads: int, flag: str) -> int:
+    if heads < 1 or width % heads:
+        raise UserError(f"The {part}'s width {width} cannot be cut into {heads} attention heads: give another {flag}.")
+    return width // heads
 
 
 def hints_from_config(config: Mapping[str, Any], given: Mapping[str, int], layout: Layout) -> Hints:

@@ -19,6 +19,7 @@ from rlhfv_jax.errors import UserError
 
 Shape = tuple[int, ...] | None
 INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+POINTER = b"version https://git-lfs."
 FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -195,6 +196,18 @@ def require(module: str) -> Any:
         ) from error
 
 
+def _is_pointer(path: Path) -> bool:
+    """Whether the file is what Git leaves where LFS did not fetch it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
+
+
 def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if _is_pointer(path):
+        return UserError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`.")
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = re.split(r"\.(?:\s|$)", first)[0]  # what torch says next is advice about torch
     return UserError(f"Cannot read {path} as PyTorch weights ({reason}).")
