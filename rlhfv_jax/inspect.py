@@ -17,9 +17,10 @@ from pathlib import Path
 
 from absl import flags
 
-from rlhfv_jax import cli, prepare, settings
+from rlhfv_jax import checkpoint, cli, prepare, settings
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.inspection import page, summary, terminal, view
+from rlhfv_jax.models.vlm import VlmConfig
 
 _CONFIG = cli.define_config()
 _INDEX = flags.DEFINE_integer("index", 0, "Which row of the selected ones, from 0.")
@@ -41,6 +42,10 @@ def _main() -> None:
         s = dataclasses.replace(s, init_from=prepare.RANDOM)  # rows need no weights
     prepare.check_inputs(s)
     tokenizer = prepare.load_tokenizer(s)
+    if s.init_from != prepare.RANDOM:
+        stored = settings.model_of(checkpoint.read_meta(s.init_from))
+        if isinstance(stored, VlmConfig):
+            s = dataclasses.replace(s, model=stored)  # a row has its image tokens
     if _SUMMARY.value:
         if _HTML.value:
             raise UserError("--html shows one row; leave --summary out.")

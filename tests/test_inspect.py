@@ -14,13 +14,15 @@ import pytest
 from conftest import shared
 from rich.console import Console
 
+from rlhfv_jax import checkpoint, prepare
 from rlhfv_jax.data import buckets, encoding, sources
 from rlhfv_jax.data.chat import MUFFIN
 from rlhfv_jax.data.records import AnsweredRecord, PreferenceRecord, Segment
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.inspection import page, summary, terminal, view
-from rlhfv_jax.structs import IGNORE
+from rlhfv_jax.models import vlm
+from rlhfv_jax.structs import IGNORE, TrainState
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,18 @@ def test_the_program_prints_the_golden_numbers(fixtures, tmp_path):
         assert found[side]["labels"] == labels.tolist()
         factor = np.where(arrays[f"{name}_token_weight"] == 5, 1.1, 1.0)
         np.testing.assert_allclose(found[side]["weights"], np.where(labels == IGNORE, 0, factor), atol=1e-6)
+
+
+def test_rows_have_the_image_tokens_of_the_checkpoint(tiny_config, llama, coco_records, tmp_path):
+    sources.write_parquet(coco_records[:2], tmp_path / "pairs.parquet")
+    with checkpoint.Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = TrainState(np.int32(3), {"weight": np.zeros(2, np.float32)}, {"count": np.zeros(2, np.int32)})
+        checkpoints.save(state, prepare.checkpoint_meta(vlm.Vlm(tiny_config), llama, "muffin"))
+    path = f"--config.data.path={tmp_path / 'pairs.parquet'}"
+    result = inspect("--config=ddpo.py", path, f"--config.init_from={tmp_path}", "--format=json")
+    assert result.returncode == 0, result.stderr
+    tokens = json.loads(result.stdout)["chosen"]["tokens"]
+    assert tokens.count(llama.image_token) == tiny_config.image_tokens != 64
 
 
 def test_a_pipe_gets_plain_text_and_a_page_is_written(coco_records, tmp_path):
