@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import shared
+from safetensors.numpy import save_file
 from torch_weights import TINY_MUFFIN, tiny_muffin
 
 from rlhfv_jax import checkpoint, sharding, trees
@@ -130,6 +131,13 @@ def test_safetensors_shards_and_one_bin_file_are_the_same_checkpoint(original, c
     same(state_dict(original), state_dict(sharded))
     job.run_to_orbax(Options(str(sharded), str(tmp_path / "again"), tower_heads=4))
     assert trees.digest(restore(tmp_path / "again")) == trees.digest(restore(converted[0]))
+
+
+@pytest.mark.parametrize("beside", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_safetensors_are_read_where_a_directory_has_both(beside, tmp_path):
+    save_file({"a.weight": np.ones((2, 3), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / beside).write_text('{"weight_map": {"b.weight": "pytorch_model-00001-of-00001.bin"}}')
+    assert dict(torch_files.open_tensors(tmp_path).shapes) == {"a.weight": (2, 3)}
 
 
 def test_a_directory_in_float16_is_widened_without_a_changed_value(original, converted, tmp_path):

@@ -18,9 +18,8 @@ import numpy as np
 from rlhfv_jax.errors import UserError
 
 Shape = tuple[int, ...] | None
-INDEX_NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+NAMES = ("model.safetensors", "pytorch_model.bin")  # in a directory; the first that is there, in shards or in one piece
 POINTER = b"version https://git-lfs."
-FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Tensors(Protocol):
@@ -125,14 +124,13 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def _open_directory(folder: Path) -> Tensors:
-    for name in INDEX_NAMES:
-        if (folder / name).is_file():
-            return _open_index(folder / name)
-    for name in FILE_NAMES:
+    for name in NAMES:
+        if (index := folder / f"{name}.index.json").is_file():
+            return _open_index(index)
         if (folder / name).is_file():
             return open_tensors(folder / name)
     raise UserError(
-        f"There is no PyTorch checkpoint in {folder}: expected {', '.join(FILE_NAMES)}, or shards with an index."
+        f"There is no PyTorch checkpoint in {folder}: expected {', '.join(NAMES)}, or shards with an index."
     )
 
 
