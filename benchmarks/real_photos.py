@@ -115,7 +115,7 @@ def run(config: dict[str, Any], workdir: Path) -> dict[str, Any]:
 
 
 def compare(
-    data: Path, llm: Path, tokenizer: Path, folder: Path, seeds: int, steps: int, methods: tuple[str, ...] = METHODS
+    data: Path, llm: Path, tokenizer: Path, folder: Path, seeds: int, steps: int, methods: tuple[str, ...]
 ) -> dict[str, Any]:
     """All runs; `methods` maps each name to its figures, one for each seed."""
     counts = split_by_photo(data, folder)
@@ -134,11 +134,12 @@ def compare(
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     folder = Path(_WORKDIR.value)
-    report = compare(Path(_DATA.value), Path(_LLM.value), Path(_TOKENIZER.value), folder, _SEEDS.value, _STEPS.value)
+    inputs = [Path(flag.value) for flag in (_DATA, _LLM, _TOKENIZER)]
+    report = compare(*inputs, folder, _SEEDS.value, _STEPS.value, tuple(_METHODS.value))
     if _FORMAT.value == "json":
         print(json.dumps(report))
         return
-    names = list(report["methods"][METHODS[0]][0])
+    names = list(report["methods"][_METHODS.value[0]][0])
     table = Table("method", "seed", *(name.replace("_", " ") for name in names))
     for method, runs in report["methods"].items():
         for seed, figures in enumerate(runs):
@@ -153,6 +154,7 @@ if __name__ == "__main__":
     _LLM = flags.DEFINE_string("llm", None, "A llama2.c checkpoint with the sizes of stories260K.", required=True)
     _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Its sentencepiece .model file.", required=True)
     _WORKDIR = flags.DEFINE_string("workdir", "runs/real_photos", "Where the runs go; must not exist.")
+    _METHODS = flags.DEFINE_list("methods", list(METHODS), "Shipped configs to train with.")
     _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each method.")
     _STEPS = flags.DEFINE_integer("steps", EPOCHS * EPOCH, "Updates of each run.")
     _FORMAT = flags.DEFINE_enum("format", "text", ["text", "json"], "How to print the figures.")
