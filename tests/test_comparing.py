@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unicodedata
 from html.parser import HTMLParser
+from pathlib import Path
 
 import comparison_world
 import numpy as np
@@ -282,3 +283,15 @@ def test_the_program_writes_a_page_and_counts_votes(world, tmp_path):
         and printed.count("1 votes by 1 on 1 questions") == 2
         and "  A: 100.0 % [100.0, 100.0] of 1" in printed
     )
+
+
+def test_the_styles_of_comparing_touch_no_other_screen():
+    """The application loads them everywhere."""
+    static = Path(page.__file__).parents[1] / "annotation" / "static"
+    first = set(re.findall(r"^\s*\.([\w-]+)", (static / "compare.css").read_text(), re.MULTILINE))
+    assert {"compared", "bar-of-tools"} <= first
+    for path in static.glob("*.js"):
+        named = {
+            name for names in re.findall(r"class=\$?\{?\(?\"([^\"]*)\"", path.read_text()) for name in names.split()
+        }
+        assert path.name == "compare.js" or not named & first, path.name
