@@ -60,6 +60,16 @@ def programs(pytestconfig, tmp_path_factory) -> Path:
     return kept.mkdir("programs") if kept else tmp_path_factory.mktemp("programs")
 
 
+def environment(programs: Path, as_for_users: bool = False) -> dict[str, str]:
+    """Of a program that a test starts on CPUs and that keeps what it compiles in `programs`.
+
+    `as_for_users`: with XLA's costly passes, even where other tests leave them out.
+    """
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(programs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    passes = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""} if as_for_users else {}
+    return os.environ | kept | passes | {"JAX_PLATFORMS": "cpu"}
+
+
 SMALL_RUN = {  # changes to ddpo.py:mini, by dotted key
     "mesh.fsdp": 1,
     "optim.batch_size": 4,

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import runpy
 import signal
@@ -13,6 +12,7 @@ import sys
 import time
 
 import pytest
+from conftest import environment
 from test_miniature_scoring import regex_reading
 
 from rlhfv_jax import cli
@@ -84,17 +84,11 @@ def config_of(preset):
     return runpy.run_path(str(cli.config_folder() / "demo.py"))["get_config"](preset).to_dict()
 
 
-def environment(cache):
-    """Programs as XLA compiles them for users, even where other tests leave its costly passes out."""
-    jax = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | jax | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-
-
 def command(folder, cache):
     arguments = [sys.executable, "-m", "rlhfv_jax.train", "--config=demo.py:smoke", f"--workdir={folder}"]
     return {
         "args": arguments,
-        "env": environment(cache),
+        "env": environment(cache, as_for_users=True),
         "text": True,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
@@ -178,7 +172,9 @@ def test_the_loop_of_answers_corrections_and_training_closes_by_its_commands(smo
 
     def rlhfv(*given: str) -> str:
         line = [sys.executable, "-m", "rlhfv_jax", *given]
-        done = subprocess.run(line, cwd=tmp_path, env=environment(cache), capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            line, cwd=tmp_path, env=environment(cache, as_for_users=True), capture_output=True, text=True, timeout=600
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -191,7 +187,7 @@ def test_the_loop_of_answers_corrections_and_training_closes_by_its_commands(smo
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     line = [sys.executable, "-m", "rlhfv_jax", "annotate", "--project=work", f"--port={port}"]
-    server = subprocess.Popen(line, cwd=tmp_path, env=environment(cache), stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(line, cwd=tmp_path, env=environment(cache, as_for_users=True), stdout=subprocess.DEVNULL)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SMALL_RUN, shared
+from conftest import SMALL_RUN, environment, shared
 
 from rlhfv_jax import checkpoint, metrics, sharding, trees
 from rlhfv_jax.data import sources
@@ -49,8 +49,6 @@ def start(coco_records, programs, tmp_path_factory):
         f"--config.tokenizer={shared('data/stories260K/tok512.model')}",
         *(f"--config.{name}={value}" for name, value in OPTIONS.items()),
     ]
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(programs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment = os.environ | cache | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 
     def begin(count: int, workdir: Path, *extra: str) -> list[subprocess.Popen]:
         line = [sys.executable, "-m", "rlhfv_jax.train", *config, f"--workdir={workdir}", "--lost_after=60", *extra]
@@ -58,7 +56,7 @@ def start(coco_records, programs, tmp_path_factory):
         return [
             subprocess.Popen(
                 [*line, *several, *([f"--process={i}"] if count > 1 else [])],
-                env=environment,
+                env=environment(programs) | {"JAX_NUM_CPU_DEVICES": "1"},
                 stderr=subprocess.PIPE,
                 text=True,
             )

@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import shared
+from conftest import environment, shared
 
 from rlhfv_jax.data import sources
 
@@ -43,12 +42,10 @@ def test_loss_falls_from_ln_2_training_pairs_are_told_apart_and_a_repeat_is_bitw
     data, programs, tmp_path, method
 ):
     model = shared("data/stories260K/stories260K.bin")
-    # With XLA's costly passes, which here pay for themselves.
-    jax = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    jax |= {"JAX_COMPILATION_CACHE_DIR": str(programs), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [sys.executable, str(SCRIPT), f"--data={data}", f"--llm={model}", f"--workdir={tmp_path}", "--seeds=1"]
     command += [f"--tokenizer={model.with_name('tok512.model')}", "--steps=54", f"--methods={method}", "--format=json"]
-    result = subprocess.run(command, env=os.environ | jax, capture_output=True, text=True, timeout=900)
+    variables = environment(programs, as_for_users=True)  # XLA's costly passes pay for themselves here
+    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     figures = report["methods"][method][0]

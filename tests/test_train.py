@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from conftest import shared
+from conftest import environment, shared
 
 from rlhfv_jax import adapters, checkpoint, compilation, metrics
 from rlhfv_jax.data import sources
@@ -43,17 +43,12 @@ def parquet(tmp_path_factory, coco_records) -> Path:
 @pytest.fixture(scope="module")
 def command(parquet, programs):
     """Builds the command line and the environment; all processes of this file share one compilation cache."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(programs),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-    }
 
     def build(workdir: Path, *extra: str, data: Path = parquet) -> dict:
         tokenizer = shared("data/stories260K/tok512.model")
         arguments = ["--config=ddpo.py:mini", f"--config.data.path={data}", f"--config.tokenizer={tokenizer}"]
         line = [sys.executable, "-m", "rlhfv_jax.train", *arguments, *SMALL, f"--workdir={workdir}", *extra]
-        return {"args": line, "env": environment, "stderr": subprocess.PIPE, "text": True}
+        return {"args": line, "env": environment(programs), "stderr": subprocess.PIPE, "text": True}
 
     return build
 

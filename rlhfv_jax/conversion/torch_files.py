@@ -207,5 +207,5 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     if _is_pointer(path):
         return UserError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`.")
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    reason = re.split(r"\.(?:\s|$)", first)[0]  # what torch says next is advice about torch
+    reason = re.split(r"\.(?:\s|$)", first)[0][:200]  # what torch says next is advice about torch
     return UserError(f"Cannot read {path} as PyTorch weights ({reason}).")
