@@ -2,8 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# A file stays with one worker, which then sets it up once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# A file stays with one worker, which then sets it up once. A worker that crashes ends the run: pytest-xdist 3.8 waits
+# forever for the files of one that it replaced.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 READY := $(VENV)/.ready
 
 .PHONY: test demo smoke slow long lint docs docs-check wheel dist clean

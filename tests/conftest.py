@@ -7,6 +7,10 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# The threads of XLA's pool; else as many as cores, and at least one a device. A device may wait in a collective of a
+# loop and in another beside it at once: with eight threads all of them waited for devices that had none left, and XLA
+# ended the process.
+os.environ["NPROC"] = "32"
 if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1" and jax.__version_info__ < (0, 11):
     # `make test` leaves out XLA's costly passes. This one takes a third of what is left; later versions always have it.
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
