@@ -148,6 +148,13 @@ def test_an_item_is_skipped_with_a_reason_by_the_keyboard(page, world):  # noqa:
     page.wait_for_url("**/work/2")
     (row,) = finished(world.store.read, 1)
     assert (row.verdict, row.skip_reason) == ("skipped", "other: too blurred")
+    press(page, "x")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    press(page, "ArrowDown", "Enter")
+    page.wait_for_url("**/work/3")
+    for item, words in ((1, "too blurred"), (2, "The prompt is unclear")):
+        page.goto(f"{world.url}/#/p/1/mine/{item}")
+        expect(page.locator(".timeline")).to_contain_text(f"; {words}")
 
 
 @pytest.mark.slow

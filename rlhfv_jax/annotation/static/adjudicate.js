@@ -8,7 +8,7 @@ import { Dialog } from "./dialog.js";
 import { Skip, Split } from "./dialogs.js";
 import { setKeys } from "./keys.js";
 import { Label, mark, Selection } from "./label.js";
-import { Badge, paint, Shown, typeOf } from "./marks.js";
+import { Badge, paint, Shown, skipReason, typeOf } from "./marks.js";
 import { Picture } from "./picture.js";
 import { address } from "./places.js";
 import { Segments } from "./segments.js";
@@ -70,7 +70,7 @@ function Case({ project, item, go }) {
         <section class="prompt"><h3>Prompt</h3><p>${work.item.prompt || html`<i>none</i>`}</p></section>
         <div class="sides">${work.sides.map((side, k) => html`<section class="side"><h3>${LETTERS[k]} ${VERDICTS[side.verdict]}</h3>
           <${Shown} project=${project} response=${work.item.response} copy=${side} />
-          ${side.skip_reason && html`<p class="hint">${side.skip_reason}</p>`}</section>`)}</div>
+          ${side.skip_reason && html`<p class="hint">${skipReason(project, side.skip_reason)}</p>`}</section>`)}</div>
         <${Places} work=${work} />
         ${work.labels ? html`<${Label} work=${work} selection=${selection.current} />` : html`<${Correct} work=${work} editor=${editor} label="Result" />`}
         <${Segments} work=${work} acts=${acts} open=${(name) => name === "split" && setDialog("split")} />

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useReducer, useState } from "./vendor/htm-preact-standalone.module.js";
 import { call } from "./api.js";
-import { Shown } from "./marks.js";
+import { Shown, skipReason } from "./marks.js";
 import { address } from "./places.js";
 import { Work } from "./work.js";
 
@@ -72,7 +72,7 @@ function Timeline({ project, person, item, go }) {
     <h2>Revisions</h2>
     <ol class="timeline">${events.map((event, i) => html`<li key=${event.rev}>
       <p class="line"><b>Revision ${event.rev}</b> <span class=${`tag ${event.state}`}>${event.kind}${event.verdict === "clean" ? ", no hallucination" : ""}</span>
-        <span class="hint">${when(event.at)}${event.skip_reason ? `; ${event.skip_reason}` : ""}</span><span class="space"></span>
+        <span class="hint">${when(event.at)}${event.skip_reason ? `; ${skipReason(project, event.skip_reason)}` : ""}</span><span class="space"></span>
         ${i > 0 && html`<button type="button" disabled=${work.busy} onClick=${() => act(() => work.useRevision(event))}
           aria-label=${`Restore revision ${event.rev}`}>Restore</button>`}</p>
       <${Shown} project=${project} response=${work.item.response} copy=${event} /></li>`)}</ol>

@@ -14,6 +14,10 @@ function ink(color) {
 export const typeOf = (project, key) => project.types.find((t) => t.key === key);
 export const paint = (type) => (type ? { "--type": type.color, "--ink": ink(type.color) } : {});
 
+// Why somebody skipped, in words: the label of a reason, or what was written.
+export const skipReason = (project, stored) =>
+  project.skip_reasons.find(([key]) => key === stored)?.[1] ?? stored.replace(/^other: /, "");
+
 export function Badge({ type }) {
   return html`<span class=${type ? "badge" : "badge none"} style=${paint(type)}>${type ? type.letter : "?"}<span class="hidden">${type ? ` ${type.label}` : " no type"}</span></span>`;
 }
