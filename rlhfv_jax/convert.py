@@ -54,6 +54,13 @@ _OPTIONS = (
     *(_DIRECTION, _SRC, _DST, _DTYPE, _VERIFY, _DRY_RUN, _TOKENIZER, _FAST_IDS, _TOWER, _QUERIES, _SEED, _IMAGE_SIZE),
     *(_LAYOUT, _MODEL, _HEADS, _TOWER_HEADS, _IGNORE, _SHARD_GB, _FORMAT),
 )
+_UNREAD = {  # by --direction
+    "to_orbax": (_LAYOUT, _SHARD_GB),
+    "to_torch": (
+        *(_TOKENIZER, _FAST_IDS, _TOWER, _QUERIES, _SEED, _IMAGE_SIZE, _MODEL),
+        *(_HEADS, _TOWER_HEADS, _IGNORE),
+    ),
+}
 
 
 def main() -> None:
@@ -64,6 +71,12 @@ def main() -> None:
 def _main() -> None:
     if not _SRC.value:
         raise UserError("Nothing to convert: give PyTorch weights, or a checkpoint, as --src=PATH.")
+    for option in _UNREAD[_DIRECTION.value]:
+        if option.present:
+            raise UserError(f"--{option.name} means nothing with --direction={_DIRECTION.value}; leave it out.")
+    for option in (_QUERIES, _SEED):
+        if option.present and not _TOWER.value:
+            raise UserError(f"--{option.name} needs --tower=PATH: it is about the queries that a fresh Muffin gets.")
     options = job.Options(
         src=_SRC.value,
         dst=_DST.value,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -65,6 +64,19 @@ def test_a_dry_run_needs_neither_weights_nor_destination(keys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--direction=to_torch", "--heads=4"], "--heads means nothing with --direction=to_torch"),
+        (["--layout=llava_hf"], "--layout means nothing with --direction=to_orbax"),
+        (["--queries=8"], "--queries needs --tower=PATH"),
+    ],
+)
+def test_a_flag_that_would_not_be_read_is_refused(source, flags, words):
+    result = convert(f"--src={source}", *flags)
+    assert result.returncode == 1 and words in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"src": "nowhere"}, "There is no checkpoint at nowhere"),
@@ -75,7 +87,7 @@ def test_a_dry_run_needs_neither_weights_nor_destination(keys, tmp_path):
         ({"tokenizer": "none.model"}, "Cannot read the tokenizer none.model"),
         ({"tower_heads": 0}, "give it as --tower_heads"),
         ({"tower_heads": 5}, "tower's width 64 cannot be cut into 5 attention heads: give another --tower_heads"),
-        ({"heads": 7}, "model's width 24 cannot be cut into 7 attention heads: give another --heads"),
+        ({"heads": 7}, "--heads=7, but "),
         ({"ignore": ("a[",)}, "--ignore=a[ is no regular expression: unterminated character set"),
         ({"model": "llava15_7b"}, "is a muffin by the names of its tensors, and --model=llava15_7b a llava15"),
         ({"tower": "none.pth"}, "There is no checkpoint at none.pth"),
@@ -93,6 +105,12 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path, source):
     other = str(shared("data/stories260K/tok512.model"))
     with pytest.raises(UserError, match="The tokenizer has 516 tokens, added ones included, but the model 32004"):
         job.run_to_orbax(Options(source, str(tmp_path / "out"), tower_heads=4, tokenizer=other))
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path, source):
+    shutil.copy(source, tmp_path / "pytorch_model.bin")  # without config.json, which has the number
+    with pytest.raises(UserError, match="model's width 24 cannot be cut into 7 attention heads: give another --heads"):
+        job.run_to_orbax(Options(str(tmp_path), str(tmp_path / "out"), tower_heads=4, heads=7))
 
 
 def test_a_checkpoint_without_a_tokenizer_says_how_to_give_one(tmp_path, source):
@@ -189,10 +207,10 @@ def test_a_failure_half_way_leaves_nothing_behind(tmp_path, source, monkeypatch)
 def test_a_full_disk_is_one_sentence_and_leaves_no_destination(tmp_path, source, direction):
     """A limit on the size of a file stands for it: the same failed write."""
     job.run_to_orbax(Options(source, str(tmp_path / "good"), tower_heads=4))
-    start = {"to_orbax": source, "to_torch": str(tmp_path / "good")}[direction]
-    command = [*COMMAND, f"--direction={direction}", f"--src={start}", f"--dst={tmp_path / 'out'}", "--tower_heads=4"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))  # noqa: E731
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=limit)
+    start = {"to_orbax": [source, "--tower_heads=4"], "to_torch": [str(tmp_path / "good")]}[direction]
+    command = [*COMMAND, f"--direction={direction}", f"--dst={tmp_path / 'out'}", "--src", *start]
+    limited = ["bash", "-c", 'ulimit -f 900 && exec "$@"', "-", *command]  # in units of 1024 bytes
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
     assert not (tmp_path / "out").exists()
@@ -203,8 +221,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_destination(tmp_path, source,
 def test_a_killed_conversion_leaves_no_directory_that_looks_finished(tmp_path, source, direction):
     """Killed without warning as soon as it has begun to write; the same command then succeeds."""
     job.run_to_orbax(Options(source, str(tmp_path / "good"), tower_heads=4))
-    start, out = {"to_orbax": source, "to_torch": str(tmp_path / "good")}[direction], tmp_path / "out"
-    command = [*COMMAND, f"--direction={direction}", f"--src={start}", f"--dst={out}", "--tower_heads=4"]
+    start = {"to_orbax": [source, "--tower_heads=4"], "to_torch": [str(tmp_path / "good")]}[direction]
+    out = tmp_path / "out"
+    command = [*COMMAND, f"--direction={direction}", f"--dst={out}", "--src", *start]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     unfinished = tmp_path / ".out.unfinished"
     deadline = time.monotonic() + 60

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,7 @@ def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
     if is_llama2c(source):
         _check_family(layouts.LLAMA_ALONE, options)
         small = Llama2c(source)
+        _check_heads(small.sizes, options)
         return small, Hints(small.sizes | given, norm_eps=NORM_EPS)
     tensors = torch_files.open_tensors(source)
     config = _config_beside(source)
@@ -156,6 +157,7 @@ def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
         tensors, changed = layout.with_tower(tensors, tower, options.queries, options.seed)
     _check_family(layout, options)
     layout.check(tensors)
+    _check_heads(layout.known_sizes(config), options)
     hints = sizes.hints_from_config(config, given, layout)
     known = {size: length + changed.get(size, 0) for size, length in hints.sizes.items()}
     if options.image_size:
@@ -170,6 +172,13 @@ def _check_family(found: Layout, options: Options) -> None:
         raise UserError(
             f"{options.src} is a {found.name} by the names of its tensors, and --model={options.model} a {wanted.name}."
         )
+
+
+def _check_heads(told: Mapping[str, int], options: Options) -> None:
+    """Raises UserError where --heads or --tower_heads is not what the weights' own files say."""
+    for size, given in (("heads", options.heads), ("tower_heads", options.tower_heads)):
+        if given and told.get(size, given) != given:
+            raise UserError(f"--{size}={given}, but {options.src} comes with {told[size]}; leave the flag out.")
 
 
 def _config_beside(source: Path) -> dict[str, Any]:
