@@ -195,6 +195,7 @@ def test_a_vqa_build_reads_back_equal(official, build):
             lambda v: v["questions"][2].update(image_id=1),
             ["question 2, image_id", "COCO_val2014_000000000001"],
         ),
+        ("questions", lambda v: v.pop("data_subtype"), ["question 0, image_id", "there is no 000000", " in "]),
         ("questions", lambda v: v["questions"][2].update(question_id=7), ["question 2, question_id", "no annotation"]),
         (
             "annotations",

@@ -122,8 +122,9 @@ def _number(value: Mapping[str, Any], name: str, where: str) -> int:
 
 
 def _image(folder: Path, subtype: str, number: int, where: str) -> bytes:
-    names = (f"COCO_{subtype}_{number:012d}.jpg", f"{number:012d}.jpg")
+    prefixes = (f"COCO_{subtype}_", "") if subtype else ("",)
+    names = [f"{prefix}{number:012d}.jpg" for prefix in prefixes]
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
-        raise UserError(f"{where}, image_id: neither {names[0]} nor {names[1]} is in {folder}.")
+        raise UserError(f"{where}, image_id: there is no {' or '.join(names)} in {folder}.")
     return path.read_bytes()
