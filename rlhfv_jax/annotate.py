@@ -18,6 +18,7 @@
 administrator's token. Everybody else needs a token too: --add_person prints one.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -28,7 +29,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from rlhfv_jax import cli
+from rlhfv_jax import cli, listening
 from rlhfv_jax.annotation import (
     agreement_report,
     assignment,
@@ -76,7 +77,7 @@ _TOKEN = flags.DEFINE_string("new_token", "", "Give the person of this name a ne
 _BACKUP = flags.DEFINE_string("backup", "", "Write a copy of the store to this file, also while it is served.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.")
 _HOSTS = flags.DEFINE_list("hosts", [], "Further host names to answer to, as behind a proxy.")
-_PORT = flags.DEFINE_integer("port", 8300, "The port to listen on.", 0, 65535)
+_PORT = flags.DEFINE_integer("port", 8300, "The port to listen on; 0 for any free one.", 0, 65535)
 _CERTIFICATE = flags.DEFINE_string("certificate", "", "A TLS certificate (PEM), with --key.")
 _KEY = flags.DEFINE_string("key", "", "Its private key.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "A sentencepiece .model, to show the weights of training.")
@@ -243,18 +244,18 @@ def _write_agreement(store: Store) -> None:
 
 
 def _add_person(store: Store) -> None:
-    _print_token(_ADD.value, people.add(store, _ADD.value, _ROLE.value))
+    _print_token(_ADD.value, people.add(store, _ADD.value, _ROLE.value), _PORT.value)
 
 
 def _new_token(store: Store) -> None:
-    _print_token(_TOKEN.value, people.new_token(store, _TOKEN.value))
+    _print_token(_TOKEN.value, people.new_token(store, _TOKEN.value), _PORT.value)
 
 
-def _print_token(name: str, token: str) -> None:
+def _print_token(name: str, token: str, port: int) -> None:
     if _FORMAT.value == "json":
         print(json.dumps({"name": name, "token": token}))
     else:
-        print(f"{name} signs in with the token {token}\nor opens {_address()}/#t={token}")
+        print(f"{name} signs in with the token {token}\nor opens {_address(port)}/#t={token}")
 
 
 def _back_up(store: Store) -> None:
@@ -276,9 +277,9 @@ def _ballots(store: Store) -> ballots.Ballots | None:
     return ballots.Ballots(store, compared, _BLIND.value)
 
 
-def _address() -> str:
+def _address(port: int) -> str:
     host = "127.0.0.1" if _HOST.value == "0.0.0.0" else _HOST.value
-    return f"{'https' if _CERTIFICATE.value else 'http'}://{host}:{_PORT.value}"
+    return listening.address("https" if _CERTIFICATE.value else "http", host, port)
 
 
 def _serve(store: Store) -> None:
@@ -288,35 +289,36 @@ def _serve(store: Store) -> None:
         from rlhfv_jax.annotation import app, security, serving
     except ImportError as error:
         raise UserError(f"{error.name} is missing: pip install rlhfv_jax[annotate].") from error
-    if not assignment.all_projects(store.read):
-        _project(store, create=True)
-    if all(person["role"] != "admin" for person in people.listed(store.read)):
-        _print_token("admin", people.add(store, "admin", "admin"))
-    if _HOST.value not in security.LOCAL and not _CERTIFICATE.value:
-        print(
-            "warning: tokens travel unencrypted; use --certificate and --key, or a proxy that speaks TLS.",
-            file=sys.stderr,
-        )
-    tokenizer = None
-    if _TOKENIZER.value:
-        from rlhfv_jax.data.tokenizer import MuffinTokenizer
+    with listening.bound(_HOST.value, _PORT.value) as listener:
+        port = listener.getsockname()[1]
+        if not assignment.all_projects(store.read):
+            _project(store, create=True)
+        if all(person["role"] != "admin" for person in people.listed(store.read)):
+            _print_token("admin", people.add(store, "admin", "admin"), port)
+        if _HOST.value not in security.LOCAL and not _CERTIFICATE.value:
+            print(
+                "warning: tokens travel unencrypted; use --certificate and --key, or a proxy that speaks TLS.",
+                file=sys.stderr,
+            )
+        tokenizer = None
+        if _TOKENIZER.value:
+            from rlhfv_jax.data.tokenizer import MuffinTokenizer
 
-        tokenizer = MuffinTokenizer.from_file(_TOKENIZER.value)
-    server = serving.Server(store, tokenizer, _TEMPLATE.value, _IMAGES.value)
-    hosts = [*security.LOCAL, *_HOSTS.value, *([] if _HOST.value == "0.0.0.0" else [_HOST.value])]
-    application = app.build(server, hosts, _IMPORT_MB.value * 2**20, _ballots(store))
-    print(f"Serving {store.folder} on {_address()}", flush=True)
-    uvicorn.run(
-        application,
-        host=_HOST.value,
-        port=_PORT.value,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ssl_certfile=_CERTIFICATE.value or None,
-        ssl_keyfile=_KEY.value or None,
-        timeout_graceful_shutdown=5,
-    )
+            tokenizer = MuffinTokenizer.from_file(_TOKENIZER.value)
+        server = serving.Server(store, tokenizer, _TEMPLATE.value, _IMAGES.value)
+        hosts = [*security.LOCAL, *_HOSTS.value, *([] if _HOST.value == "0.0.0.0" else [_HOST.value])]
+        config = uvicorn.Config(
+            app.build(server, hosts, _IMPORT_MB.value * 2**20, _ballots(store)),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ssl_certfile=_CERTIFICATE.value or None,
+            ssl_keyfile=_KEY.value or None,
+            timeout_graceful_shutdown=5,
+        )
+        print(f"Serving {store.folder} on {_address(port)}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

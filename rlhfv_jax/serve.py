@@ -11,13 +11,12 @@ with status 0. docs/serve.md has the interface and its limits. Needs pip install
 
 import importlib
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from rlhfv_jax import cli
+from rlhfv_jax import cli, listening
 from rlhfv_jax.data.chat import TEMPLATES
 from rlhfv_jax.errors import UserError
 from rlhfv_jax.serving.limits import Limits
@@ -64,10 +63,11 @@ def _main() -> None:
 
     folder = checkpoint.find(_CHECKPOINT.value)
     server = _library()
-    with _listen(_HOST.value, _PORT.value) as listener:  # first: a port that is taken should not cost the loading
+    with listening.bound(
+        _HOST.value, _PORT.value
+    ) as listener:  # first: a port that is taken should not cost the loading
         service, worker = _load(folder, limits, token)
-        host = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
-        ready = f"{service.model}: http://{host}:{listener.getsockname()[1]}/v1"
+        ready = f"{service.model}: {listening.address('http', _HOST.value, listener.getsockname()[1])}/v1"
         server.run(service, worker, listener, _GRACE.value, lambda: print(ready, flush=True))
 
 
@@ -111,18 +111,6 @@ def _limits(token: str) -> Limits:
         image_pixels=_IMAGE_PIXELS.value,
         requests=_REQUESTS.value,
     )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket that listens later: until then, clients are refused rather than left waiting."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise UserError(f"Cannot listen on {host}, port {port}: {error}.") from error
-    return listener
 
 
 if __name__ == "__main__":

@@ -66,15 +66,23 @@ def test_statistics_and_exports_make_no_project(tmp_path):
 def test_whoever_starts_it_first_administers_also_after_others_were_added(tmp_path):
     added = json.loads(annotate(tmp_path, "--add_person=Ada", "--format=json").stdout)
     assert added["name"] == "Ada" and len(added["token"]) >= 43  # 256 bits
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    line = [sys.executable, "-m", "rlhfv_jax.annotate", f"--project={tmp_path / 'work'}", f"--port={port}"]
+    line = [sys.executable, "-m", "rlhfv_jax.annotate", f"--project={tmp_path / 'work'}", "--port=0"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         said = [server.stdout.readline() for _ in range(3)]
         server.terminate()
+    port = int(said[2].rpartition(":")[2])
+    assert port and said[2].startswith(f"Serving {tmp_path / 'work'} on http://127.0.0.1:")
     assert said[0].startswith("admin signs in with the token ") and f"http://127.0.0.1:{port}/#t=" in said[1]
     assert (tmp_path / "work" / "annotations.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_port_that_is_taken_is_one_sentence_and_nobody_is_added(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = annotate(tmp_path, f"--port={port}")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert f"Cannot listen on 127.0.0.1, port {port}" in result.stderr and result.stdout == ""
 
 
 def test_a_comparison_is_served_blind_and_its_votes_are_exported_and_counted(tmp_path):

@@ -19,6 +19,7 @@ FLOOR = {
     "rlhfv_jax.generation.sink": 2,
     "rlhfv_jax.generation.remote": 3,
     "rlhfv_jax.generation.local": 8,
+    "rlhfv_jax.listening": 0,
     "rlhfv_jax.serving": 0,
     "rlhfv_jax.serving.limits": 1,
     "rlhfv_jax.serving.refusal": 1,
