@@ -12,14 +12,16 @@ import shutil
 import sys
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from annotation_world import World, add, served
-from browser import expect, playwright, press
+from browser import expect, playwright, press, sign_in
 from PIL import Image, ImageDraw
 from starlette.testclient import TestClient
+from test_annotation_adjudication import given, work
 
-from rlhfv_jax.annotation import app, diff, people, project, serving
+from rlhfv_jax.annotation import app, people, project, serving
 from rlhfv_jax.data.tokenizer import MuffinTokenizer
 
 TOKENIZER = Path(__file__).parents[2] / "shared/data/stories260K/tok512.model"
@@ -28,7 +30,7 @@ ANSWER = (
     "the bus, and one of them is holding an umbrella. The sun is shining in a clear sky, and the people seem to be "
     "waiting to get on the bus."
 )
-# Words of the answer, what is in their place in the picture, and the type of the error.
+# Words of the answer, in its order; what is in their place in the picture; the type of the error.
 ERRORS = (
     ("red", "blue", "attributes"),
     ("right", "left", "positions"),
@@ -63,19 +65,11 @@ def scene() -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-def body(response: str, seen: list[tuple[str, str, str]], active_ms: int) -> dict:
-    """A submission in which these errors are corrected."""
-    corrected = response
+def amended(response: str, seen: Sequence[tuple[str, str, str]]) -> str:
+    """The answer in which these errors are corrected."""
     for wrong, right, _ in seen:
-        corrected = corrected.replace(wrong, right, 1)
-    segments = []
-    for span in diff.segments(response, corrected):
-        words = response[span.src0 : span.src1]
-        kind = next((kind for wrong, _, kind in seen if words in wrong or wrong in words), "misc")
-        segments.append(span._asdict() | {"type": kind})
-    verdict = "corrected" if segments else "clean"
-    found = {"base_rev": 0, "op_id": uuid.uuid4().hex, "state": "submitted", "active_ms": active_ms, "confirm": True}
-    return found | {"verdict": verdict, "corrected": corrected, "segments": segments}
+        response = response.replace(wrong, right, 1)
+    return response
 
 
 def annotate(world: World) -> None:
@@ -86,7 +80,7 @@ def annotate(world: World) -> None:
         client = TestClient(application, headers={"X-Requested-With": "rlhfv"})
         client.post("/api/session", json={"token": world.tokens[name]}).raise_for_status()
         for turn in range(count):
-            item = client.post("/api/projects/1/next").json()["item"]
+            item = given(client)
             response = client.get(f"/api/items/{item}").json()["response"]
             if name == "ada" and turn % 10 == 9:
                 skip = {"base_rev": 0, "op_id": uuid.uuid4().hex, "reason": "prompt_unclear"}
@@ -96,8 +90,9 @@ def annotate(world: World) -> None:
             seen = [error for error in there if draw.random() < (0.1 if error[2] == "actions" else 0.8)]
             if turn % 9 == 4:
                 seen = []
-            sent = body(response, seen, draw.randint(25_000, 90_000))
-            client.put(f"/api/items/{item}/annotation", json=sent).raise_for_status()
+            types = [kind for _, _, kind in seen]
+            milliseconds = draw.randint(25_000, 90_000)
+            work(client, item, amended(response, seen), types, response, active_ms=milliseconds).raise_for_status()
 
 
 def fill(world: World, folder: Path) -> None:
@@ -131,8 +126,7 @@ def shoot(world: World, browser, folder: Path) -> None:
         context = browser.new_context(viewport={"width": width, "height": height}, locale="en-US", color_scheme=colors)
         page = context.new_page()
         if person:
-            page.goto(f"{world.url}/#t={world.tokens[person]}")
-            page.get_by_role("heading", name=f"Hello, {person}").wait_for()
+            sign_in(page, world, person)
         page.goto(f"{world.url}/#/{path}")
         yield page
         page.wait_for_load_state("networkidle")
@@ -173,9 +167,7 @@ def correct(page) -> None:
     """Types the corrected answer and gives the segments their types, all but the last."""
     editor = page.get_by_label("Answer, corrected in place")
     expect(editor).not_to_have_value("")
-    text = editor.input_value()
-    for wrong, right, _ in ERRORS[:4]:
-        text = text.replace(wrong, right, 1)
+    text = amended(editor.input_value(), ERRORS[:4])
     press(page, "Enter", "Control+a")
     page.keyboard.insert_text(text)
     press(page, "Escape")

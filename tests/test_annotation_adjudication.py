@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sqlite3
 import uuid
+from collections.abc import Sequence
 
 import pytest
 from annotation_world import CORRECTED, RESPONSE, add, picture
@@ -42,9 +43,16 @@ def settings(kind: str = "correction", **more) -> Project:
     return dataclasses.replace(project.new(kind), **more)
 
 
-def work(client: TestClient, item: int, corrected: str = CORRECTED, types=("attributes", "positions"), **more):
+def work(
+    client: TestClient,
+    item: int,
+    corrected: str = CORRECTED,
+    types: Sequence[str] = ("attributes", "positions"),
+    response: str = RESPONSE,
+    **more,
+):
     """A submission; the answer itself means no hallucination."""
-    spans = diff.segments(RESPONSE, corrected)
+    spans = diff.segments(response, corrected)
     body = {"base_rev": 0, "op_id": uuid.uuid4().hex, "state": "submitted", "active_ms": 9000, "confirm": True}
     body |= {"verdict": "corrected" if spans else "clean", "corrected": corrected}
     body |= {"segments": [s._asdict() | {"type": t} for s, t in zip(spans, types, strict=False)]}

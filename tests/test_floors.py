@@ -82,6 +82,7 @@ FLOOR = {
     "rlhfv_jax.data.buckets": 1,
     "rlhfv_jax.data.packing": 2,
     "rlhfv_jax.data.features": 1,
+    "rlhfv_jax.data.coco": 0,
     "rlhfv_jax.data.images": 1,
     "rlhfv_jax.data.records": 1,
     "rlhfv_jax.data.segments": 1,

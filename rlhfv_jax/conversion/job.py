@@ -134,15 +134,16 @@ def meta(plan: Plan, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
     """The tensors under the names of the table, with what is known besides their shapes."""
-    given = {name: value for name, value in (("heads", options.heads), ("tower_heads", options.tower_heads)) if value}
+    heads = {name: value for name, value in (("heads", options.heads), ("tower_heads", options.tower_heads)) if value}
+    given = heads
     if options.model:
         if options.model not in NAMED:
             raise UserError(f"--model={options.model} is not known; choose one of {', '.join(NAMED)}.")
-        given = sizes.plan_of(NAMED[options.model]()).sizes | given
+        given = sizes.plan_of(NAMED[options.model]()).sizes | heads
     if is_llama2c(source):
         _check_family(layouts.LLAMA_ALONE, options)
         small = Llama2c(source)
-        _check_heads(small.sizes, options)
+        _check_heads(small.sizes, heads, source)
         return small, Hints(small.sizes | given, norm_eps=NORM_EPS)
     tensors = torch_files.open_tensors(source)
     config = _config_beside(source)
@@ -157,7 +158,7 @@ def _open(source: Path, options: Options) -> tuple[Tensors, Hints]:
         tensors, changed = layout.with_tower(tensors, tower, options.queries, options.seed)
     _check_family(layout, options)
     layout.check(tensors)
-    _check_heads(layout.known_sizes(config), options)
+    _check_heads(layout.known_sizes(config), heads, source)
     hints = sizes.hints_from_config(config, given, layout)
     known = {size: length + changed.get(size, 0) for size, length in hints.sizes.items()}
     if options.image_size:
@@ -174,11 +175,11 @@ def _check_family(found: Layout, options: Options) -> None:
         )
 
 
-def _check_heads(told: Mapping[str, int], options: Options) -> None:
+def _check_heads(told: Mapping[str, int], given: Mapping[str, int], source: Path) -> None:
     """Raises UserError where --heads or --tower_heads is not what the weights' own files say."""
-    for size, given in (("heads", options.heads), ("tower_heads", options.tower_heads)):
-        if given and told.get(size, given) != given:
-            raise UserError(f"--{size}={given}, but {options.src} comes with {told[size]}; leave the flag out.")
+    for size, count in given.items():
+        if told.get(size, count) != count:
+            raise UserError(f"--{size}={count}, but {source} comes with {told[size]}; leave the flag out.")
 
 
 def _config_beside(source: Path) -> dict[str, Any]:

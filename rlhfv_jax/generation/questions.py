@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhfv_jax import textfiles
+from rlhfv_jax.data import coco
 from rlhfv_jax.errors import UserError
 
 TEXTS = ("prompt", "text", "question")  # the question's field: ours, LLaVA-Bench's, the others'
@@ -163,7 +164,7 @@ def _vqa_rows(whole: Mapping[str, Any], path: Path, folder: Path) -> list[tuple[
     if not isinstance(whole["questions"], list):
         raise UserError(f"{path}, questions: expected a list, as VQAv2's official file has it.")
     subtype = str(whole.get("data_subtype", ""))
-    prefixes, rows = (f"COCO_{subtype}_", "") if subtype else ("",), []
+    rows = []
     for row, values in enumerate(whole["questions"]):
         where = f"{path}, question {row}"
         if not isinstance(values, dict):
@@ -171,7 +172,7 @@ def _vqa_rows(whole: Mapping[str, Any], path: Path, folder: Path) -> list[tuple[
         image = values.get("image_id")
         if type(image) is not int:
             raise UserError(f"{where}, image_id: expected a whole number, found {image!r}.")
-        names = [f"{prefix}{image:012d}.jpg" for prefix in prefixes]
+        names = coco.file_names(image, subtype)
         file = next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
         identity = _identifier(values, "question_id", where)
         rows.append((where, Question(identity, _text(values, "question", where), file, image)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from rlhfv_jax.data import coco
 from rlhfv_jax.data.records import AnsweredRecord, text_field
 from rlhfv_jax.data.tfds import storage
 from rlhfv_jax.errors import UserError
@@ -122,8 +123,7 @@ def _number(value: Mapping[str, Any], name: str, where: str) -> int:
 
 
 def _image(folder: Path, subtype: str, number: int, where: str) -> bytes:
-    prefixes = (f"COCO_{subtype}_", "") if subtype else ("",)
-    names = [f"{prefix}{number:012d}.jpg" for prefix in prefixes]
+    names = coco.file_names(number, subtype)
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{where}, image_id: there is no {' or '.join(names)} in {folder}.")
